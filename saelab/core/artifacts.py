@@ -7,6 +7,7 @@ leaves either the old file or the new one.
 
 import errno
 import json
+import math
 import os
 import shutil
 import zlib
@@ -112,7 +113,7 @@ def file_checksum(path: str | Path) -> str:
 
 
 def write_manifest(folder: str | Path, kind: str, data: Mapping[str, Any]) -> None:
-    """Write ``folder/manifest.json`` with kind, saelab version and ``data``; written last, it marks a complete folder."""
+    """Write ``folder/manifest.json`` with kind, version and ``data``; written last, it marks a complete folder."""
     write_json(Path(folder) / MANIFEST, {"kind": kind, "saelab_version": __version__, **data})
 
 
@@ -184,7 +185,7 @@ def human_bytes(n: float) -> str:
 
 def _finite(data: Any) -> Any:
     if isinstance(data, float):
-        return data if data == data and abs(data) != float("inf") else None
+        return data if math.isfinite(data) else None
     if isinstance(data, Mapping):
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

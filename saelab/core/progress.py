@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-_enabled = True
+_state = {"enabled": True}
 
 
 class Bar(Protocol):
@@ -28,8 +28,7 @@ class _Silent:
 
 def set_progress(enabled: bool) -> None:
     """Turn all progress bars on or off (``--quiet`` and ``--json`` turn them off)."""
-    global _enabled
-    _enabled = enabled
+    _state["enabled"] = enabled
 
 
 @contextmanager
@@ -38,7 +37,7 @@ def progress(title: str, total: float | None, unit: str = "tokens", done: float 
 
     Yields an object with ``advance(n)`` and ``note(text)``. On a pipe the finished line alone is printed.
     """
-    if not _enabled:
+    if not _state["enabled"]:
         yield _Silent()
         return
     from rich.console import Console
