@@ -1,0 +1,46 @@
+# One entry point for people and for CI. Everything runs in .venv, installed from the pinned constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test test-slow check bench build clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       install, then harvest, train, evaluate and build on the embedded model"
+	@echo "make test       install, then run the tests (under 10 minutes on two cores)"
+	@echo "make test-slow  the long tests: kill -9 loops, the demo end to end, the wheel in a clean environment"
+	@echo "make check      lint, format, types, import layers"
+	@echo "make bench      the benchmarks behind docs/performance.md"
+
+# torch first and alone: its version decides which of its many builds is taken.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/saelab demo --out runs/demo --force
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	for b in harvest stream train_step memory features; do echo "== $$b"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+
+build: $(VENV)/.installed
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) dist build

@@ -1,0 +1,24 @@
+"""``saelab build``: the feature store of an SAE on a text."""
+
+import click
+
+from saelab.cli.options import config_command, force_option, out_option
+from saelab.workflows.build import BuildJob, run_build
+
+
+def _build(job: BuildJob, out: str, force: bool) -> None:
+    from saelab.cli.console import say
+
+    store = run_build(job, out, force=force)
+    say(f"{store.n_features:,} features on {store.n_tokens:,} tokens in {out}")
+    click.echo(f"next: saelab show {out} --feature 0", err=True)
+
+
+command = config_command(
+    "build",
+    BuildJob,
+    _build,
+    positional="sae",
+    extra=[out_option("Folder of the new feature store."), force_option()],
+    help_text="Build the feature store of the SAE in folder SAE.",
+)

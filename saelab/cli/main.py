@@ -1,0 +1,103 @@
+"""The ``saelab`` command: a group whose commands are imported only when they are called.
+
+``saelab --help`` imports neither torch nor pydantic; a command's options are made from its config class
+(:mod:`saelab.cli.options`).
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from saelab import __version__
+from saelab.core.errors import SaelabError
+
+COMMANDS = {
+    "demo": "Harvest, train, evaluate and build on the embedded model, then show three features.",
+    "harvest": "Write a model's activations on a text to an activation store.",
+    "train": "Train one SAE, or a grid of them, from a YAML file.",
+    "eval": "Measure an SAE on held-out text: FVU, L0, CE recovered, dead features.",
+    "build": "Build the feature store: every feature's activations on a text.",
+    "show": "Describe a folder that saelab wrote; --feature shows one feature's top contexts.",
+    "sites": "List the sites of a model.",
+    "verify": "Read every file of a store and check it against its checksums.",
+    "pretrain": "Train a small language model from scratch (reproduces the embedded one).",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one-line help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order of the workflow."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"saelab.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Name the nearest command when there is no such command."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from saelab.core.errors import nearest
+
+            raise click.UsageError(f"no such command '{args[0]}'{nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands from the table above, importing none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="saelab")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+@click.pass_context
+def main(context: click.Context, debug: bool, quiet: bool) -> None:
+    """A workbench for sparse autoencoders on transformer activations.
+
+    Start with: saelab demo
+    """
+    context.obj = {"debug": debug}
+    if quiet:
+        from saelab.core.progress import set_progress
+
+        set_progress(False)
+
+
+def run(args: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 an error the user can mend, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if args is None else args
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result: Any = main.main(args=arguments, prog_name="saelab", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
+    except SaelabError as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(f"saelab: {error}", err=True)
+        return error.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "saelab"
+        click.echo(f"saelab: {error.format_message().replace(chr(10), ' ')} (see '{where} --help')", err=True)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("saelab: interrupted; run the same command with --resume to go on where it can resume", err=True)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0

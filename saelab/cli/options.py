@@ -1,0 +1,154 @@
+"""Commands made from config classes: every key is an option ``--dotted.key VALUE`` with its default and description.
+
+One mechanism serves all jobs: an optional YAML file, options on top of it, the config class as the only place where
+keys, types and defaults are declared.
+"""
+
+import enum
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import click
+import yaml
+from pydantic_core import PydanticUndefined
+
+from saelab.core.assets import resolve_config
+from saelab.core.config import Config, apply_overrides, leaf_fields, load_yaml, parse_config
+from saelab.core.errors import nearest
+
+C = typing.TypeVar("C", bound=Config)
+
+
+class ConfigCommand(click.Command):
+    """A command whose unknown options are answered with the nearest known key."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, turning click's ``NoSuchOption`` into one line with near matches."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = [name for param in self.params for name in param.opts if name.startswith("--")]
+            raise click.UsageError(
+                f"unknown option '{error.option_name}'{nearest(error.option_name, known)}", ctx
+            ) from None
+
+
+def config_command(
+    name: str,
+    config_class: type[C],
+    function: Callable[..., None],
+    *,
+    positional: str | None = None,
+    extra: list[click.Parameter] | None = None,
+    help_text: str = "",
+) -> click.Command:
+    """Build a command that calls ``function(config, **extra)``.
+
+    ``positional`` names the key that the first argument sets (``sae`` in ``saelab eval SAE``); when it is None the
+    first argument is the YAML file itself. Every other key is an option.
+    """
+    params: list[click.Parameter] = []
+    if positional is None:
+        params.append(click.Argument(["config_file"], required=False, metavar="[CONFIG.yaml]"))
+    else:
+        params.append(click.Argument([positional], required=False, metavar=positional.upper()))
+        params.append(click.Option(["--config", "config_file"], metavar="FILE", help="YAML file with any of the keys."))
+    keys: dict[str, tuple[str, Any]] = {}
+    for key, annotation, default, description in leaf_fields(config_class):
+        if key == positional:
+            continue
+        parameter = "key__" + key.replace(".", "__")
+        keys[parameter] = (key, annotation)
+        params.append(_option(key, parameter, annotation, default, description))
+    params.extend(extra or [])
+    extra_names = [p.name for p in extra or []]
+
+    def callback(**given: Any) -> None:
+        file = given.pop("config_file", None)
+        source = str(file) if file else "command line"
+        data = load_yaml(resolve_config(file)) if file else {}
+        overrides = {
+            key: _value(given[parameter], annotation)
+            for parameter, (key, annotation) in keys.items()
+            if given[parameter] not in (None, ())
+        }
+        if positional is not None and given[positional] is not None:
+            overrides[positional] = given[positional]
+        config = parse_config(config_class, apply_overrides(data, overrides), source)
+        function(config, **{n: given[n] for n in extra_names if n is not None})
+
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    return ConfigCommand(name, params=params, callback=callback, help=help_text, context_settings=settings)
+
+
+def _option(key: str, parameter: str, annotation: Any, default: Any, description: str) -> click.Option:
+    shown = "" if default is PydanticUndefined or default is None else f"  [default: {_plain(default)}]"
+    text = " ".join(description.split()) + shown
+    return click.Option([f"--{key}", parameter], metavar=_metavar(annotation), help=text, multiple=_is_list(annotation))
+
+
+def _value(given: Any, annotation: Any) -> Any:
+    """Turn the option's text into a YAML value; texts for string keys stay as they are."""
+    if _is_list(annotation):
+        values = [_value(text, typing.get_args(annotation)[0]) for text in given]
+        return values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    choices = _flatten(annotation)
+    if given in ("null", "none") and type(None) in choices:
+        return None
+    if str in choices and not any(c in choices for c in (int, float, bool)):
+        return yaml.safe_load(given) if given.startswith("[") else given
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError:
+        return given
+
+
+def _is_list(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is list
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _flatten(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [c for a in typing.get_args(annotation) for c in _flatten(a)]
+    return [annotation]
+
+
+def _metavar(annotation: Any) -> str:
+    names = []
+    for choice in _flatten(annotation):
+        if typing.get_origin(choice) is typing.Literal:
+            names.extend(str(a) for a in typing.get_args(choice))
+        elif typing.get_origin(choice) is list:
+            names.append(_metavar(typing.get_args(choice)[0]))
+        elif choice is not type(None):
+            names.append({int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT"}.get(choice, "YAML"))
+    return "|".join(dict.fromkeys(names))
+
+
+def _plain(default: Any) -> str:
+    return str(default.value) if isinstance(default, enum.Enum) else str(default)
+
+
+def out_option(help_text: str, default: str | None = None) -> click.Option:
+    """``--out DIR``, required unless it has a default."""
+    shown = f"{help_text}  [default: {default}]" if default else help_text
+    return click.Option(["--out"], metavar="DIR", required=default is None, default=default, help=shown)
+
+
+def force_option() -> click.Option:
+    """``--force``: replace an existing output folder."""
+    return click.Option(["--force"], is_flag=True, help="Replace what is in --out.")
+
+
+def resume_option() -> click.Option:
+    """``--resume``: go on with an interrupted run."""
+    return click.Option(["--resume"], is_flag=True, help="Go on with the interrupted run in --out.")
+
+
+def json_option() -> click.Option:
+    """``--json``: one JSON object on standard output, no bars, no tables."""
+    return click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object instead of tables.")

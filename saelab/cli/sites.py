@@ -1,0 +1,19 @@
+"""``saelab sites``: the hook points of a model."""
+
+import click
+
+from saelab.cli.options import config_command
+from saelab.workflows.corpus import ModelJob
+
+
+def _sites(job: ModelJob) -> None:
+    from saelab.cli import console
+
+    model = job.load()
+    for site in model.sites():
+        console.out.print(f"{model.width(site):>6}  {site}", markup=False)
+
+
+command = config_command(
+    "sites", ModelJob, _sites, positional="model", help_text="List the sites of MODEL with their widths."
+)

@@ -1,0 +1,84 @@
+"""Evaluate: an SAE folder and held-out text in, an evaluation out."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from saelab.core.artifacts import prepare_output
+from saelab.core.config import Config
+from saelab.core.errors import ConfigError
+from saelab.models.tokens import TokensConfig
+from saelab.workflows.corpus import CorpusJob
+
+DEFAULT_TEXT = {"stdlib:train": "stdlib:heldout"}
+
+
+class SaeCorpusJob(Config):
+    """An SAE and the text to run it on; model, site and tokenisation default to those it was trained with."""
+
+    sae: str
+    """SAE folder."""
+    model: str | None = None
+    """Subject model, if not the one recorded in the SAE."""
+    device: str = "cpu"
+    """Torch device of model and SAE."""
+    site: str | None = None
+    """Site, if not the one recorded in the SAE."""
+    text: str | None = None
+    """Text source; an SAE trained on 'stdlib:train' defaults to 'stdlib:heldout'."""
+    column: str = "text"
+    """Column that holds the text."""
+    tokens: TokensConfig | None = None
+    """How the text becomes rows of tokens, if not as in training."""
+    max_tokens: int = Field(default=100_000, ge=1)
+    """Tokens to read."""
+    rows_per_batch: int = Field(default=16, ge=1)
+    """Rows of text in one forward pass."""
+
+
+class EvaluateJob(SaeCorpusJob):
+    """What ``saelab eval`` needs."""
+
+
+def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool = False) -> Any:
+    """Evaluate the SAE of ``job``; with ``out``, also write it there. Returns an :class:`Evaluation`."""
+    from saelab.analysis.evaluate import evaluate, save_evaluation
+
+    if out is not None:
+        prepare_output(out, force=force)
+    model, sae, rows, site = open_job(job)
+    evaluation = evaluate(model, sae, rows, site, max_tokens=job.max_tokens, rows_per_batch=job.rows_per_batch)
+    if out is not None:
+        save_evaluation(evaluation, out)
+    return evaluation
+
+
+def open_job(job: SaeCorpusJob) -> tuple[Any, Any, Any, str]:
+    """Load what a :class:`SaeCorpusJob` names: model, SAE, rows of text, site."""
+    from saelab.sae.folder import load_sae, read_meta
+
+    sae = load_sae(job.sae, device=job.device)
+    recorded = read_meta(job.sae).get("provenance", {})
+    model_name = job.model or recorded.get("model")
+    site = job.site or recorded.get("site")
+    text = job.text or DEFAULT_TEXT.get(recorded.get("text", ""), recorded.get("text"))
+    for key, value in (("model", model_name), ("site", site), ("text", text)):
+        if value is None:
+            raise ConfigError(f"{job.sae} does not record its {key}; give --{key}")
+    corpus = CorpusJob(
+        model=str(model_name),
+        revision=recorded.get("revision"),
+        dtype=recorded.get("dtype", "float32"),
+        device=job.device,
+        text=str(text),
+        column=job.column,
+        tokens=job.tokens or TokensConfig(**recorded.get("tokens", {})),
+    )
+    model = corpus.load()
+    if model.width(str(site)) != sae.d_in:
+        raise ConfigError(
+            f"{job.sae} takes activations of width {sae.d_in}, but {model_name} has width {model.width(str(site))} "
+            f"at {site}; give the --model and --site it was trained on"
+        )
+    return model, sae, corpus.rows(model), str(site)
