@@ -11,6 +11,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  the hook names it by its dotted path
+
 install_import_hook(
     [
         "saelab.core",
@@ -21,7 +23,7 @@ install_import_hook(
         "saelab.features",
         "saelab.analysis",
     ],
-    "beartype.beartype",
+    "tests.typecheck.check",
 )
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

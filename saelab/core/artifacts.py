@@ -98,7 +98,7 @@ def read_safetensors(path: str | Path, device: str = "cpu") -> dict[str, Any]:
         raise CorruptError(f"{path} is not a readable safetensors file ({error}); copy or make it again") from None
 
 
-def checksum(data: bytes | memoryview) -> str:
+def checksum(data: bytes | bytearray | memoryview) -> str:
     """CRC-32 of ``data`` as 8 hex digits: enough to find truncation and flipped bits, at memory speed."""
     return f"{zlib.crc32(data):08x}"
 
