@@ -1,0 +1,244 @@
+"""``evaluate``: reconstruction, sparsity and the effect on the model's predictions, of one SAE at one site.
+
+Over the same rows of text, the model runs
+
+1. up to the site only, for the mean activation (left out when the caller gives a mean);
+2. untouched, the site read in the same pass: cross-entropy, and x for the reconstruction statistics;
+3. with the site replaced by ``decode(encode(x))``;
+4. with the site replaced by zero;
+5. with the site replaced by the mean.
+
+A prediction counts when the token it is about is a kept one (no BOS, no padding, no special token). Replaced are, by
+default, the kept positions alone: a BOS position mostly acts as an attention sink with an enormous norm that SAEs
+are not trained on, and replacing it would measure that and not the SAE. ``splice="all"`` replaces every position.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saelab.analysis.evaluation import Evaluation
+from saelab.analysis.reconstruction import Reconstruction, ratio
+from saelab.core.errors import ActivationError, ConfigError
+from saelab.core.progress import progress
+from saelab.core.statistics import IntegerCounts, Moments
+from saelab.features.protocols import Dictionary, Model, Replace, Rows
+from saelab.features.rows import (
+    Piece,
+    dictionary_name,
+    pieces,
+    require_finite,
+    require_fit,
+    source_fingerprint,
+    source_name,
+)
+
+LOGIT_BYTES = 256 << 20
+"""Batches are split by rows so that one float32 logit tensor stays below this."""
+CHUNK = 1 << 22
+"""Numbers of a logit tensor whose log-softmax is taken at once."""
+VARIANTS = ("sae", "zero", "mean")
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    sae: Dictionary,
+    rows: Rows,
+    site: str,
+    *,
+    max_tokens: int | None = None,
+    rows_per_batch: int = 16,
+    density_dense: float = 0.1,
+    splice: Literal["kept", "all"] = "kept",
+    mean: Float[Tensor, " d"] | None = None,
+) -> Evaluation:
+    """Measure an SAE on text.
+
+    ``max_tokens`` takes the fewest first rows that hold that many kept tokens. ``mean`` is the activation that the mean
+    ablation puts in; without it, it is the mean over these same tokens, from a first pass that stops at the site. The
+    result does not depend on ``rows_per_batch``, up to rounding in the model.
+
+    Raises :class:`ActivationError` when the SAE's width is not the site's and when activations hold NaN or infinity
+    (rows named), :class:`TextError` when the rows hold no tokens.
+    """
+    width = require_fit(model, sae, site)
+    if splice not in ("kept", "all"):
+        raise ConfigError(f"splice is '{splice}', expected 'kept' or 'all'")
+    if mean is not None and tuple(mean.shape) != (width,):
+        raise ActivationError(f"mean has shape {tuple(mean.shape)}, but {site} has width {width}; give ({width},)")
+    mean_source = "tokens" if mean is None else "given"
+    if mean is None:
+        mean = site_mean(model, rows, site, max_tokens=max_tokens, rows_per_batch=rows_per_batch)
+    run = _Run(model, sae, site, splice, mean)
+    with progress("evaluate", max_tokens) as bar:
+        for batch in pieces(rows, rows_per_batch, max_tokens):
+            for piece in _split(batch, model.d_vocab):
+                run.update(piece)
+                bar.advance(piece.n_kept)
+    return Evaluation(
+        **run.result(density_dense),
+        density_dense=density_dense,
+        splice=splice,
+        mean_source=mean_source,
+        site=site,
+        model=model.name,
+        model_fingerprint=model.fingerprint,
+        source=source_name(rows),
+        source_fingerprint=source_fingerprint(rows),
+        sae=dictionary_name(sae),
+        d_in=sae.d_in,
+        d_sae=sae.d_sae,
+    )
+
+
+@torch.no_grad()
+def site_mean(
+    model: Model, rows: Rows, site: str, *, max_tokens: int | None = None, rows_per_batch: int = 16
+) -> Float[Tensor, " d"]:
+    """Mean activation at a site over the kept tokens, float64; only the layers up to the site run."""
+    moments = Moments(model.width(site))
+    with progress("site mean", max_tokens) as bar:
+        for piece in pieces(rows, rows_per_batch, max_tokens):
+            x = model.read(piece.tokens, [site])[site]
+            require_finite(x, piece, site)
+            moments.update(x[piece.keep.to(x.device)].float())
+            bar.advance(piece.n_kept)
+    return moments.mean
+
+
+def _split(piece: Piece, d_vocab: int) -> list[Piece]:
+    """Cut a piece by rows so that its logits stay below ``LOGIT_BYTES``."""
+    step = max(1, LOGIT_BYTES // (4 * d_vocab * piece.tokens.shape[1]))
+    return [
+        Piece(piece.first_row + i, piece.tokens[i : i + step], piece.keep[i : i + step])
+        for i in range(0, piece.tokens.shape[0], step)
+    ]
+
+
+class _Run:
+    """Everything accumulated over the pieces of one evaluation."""
+
+    def __init__(self, model: Model, sae: Dictionary, site: str, splice: str, mean: Float[Tensor, " d"]) -> None:
+        self.model, self.sae, self.site, self.splice, self.mean = model, sae, site, splice, mean
+        self.reconstruction = Reconstruction(mean)
+        self.l0 = IntegerCounts()
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.int64)
+        self.ce = dict.fromkeys(("clean", *VARIANTS), 0.0)
+        self.kl = dict.fromkeys(VARIANTS, 0.0)
+        self.n_predictions = 0
+        self.n_rows = 0
+
+    def update(self, piece: Piece) -> None:
+        """Run the model on some rows: untouched, spliced and ablated."""
+        seen: list[Tensor] = []
+
+        def look(x: Tensor) -> Tensor:
+            seen.append(x)
+            return x
+
+        clean = self.model.logits(piece.tokens, replace={self.site: look})
+        x = seen[0]
+        require_finite(x, piece, self.site)
+        keep = piece.keep.to(x.device)
+        where = keep if self.splice == "kept" else torch.ones_like(keep)
+        replaced = {
+            "sae": self.reconstruct(x, keep, where),
+            "zero": torch.zeros_like(x[where]),
+            "mean": self.mean.to(x).expand_as(x[where]),
+        }
+        scored = torch.zeros_like(piece.keep)
+        scored[:, :-1] = piece.keep[:, 1:]
+        scored = scored.to(clean.device)
+        targets = piece.tokens[:, 1:][piece.keep[:, 1:]].to(clean.device)
+        self.n_predictions += targets.numel()
+        self.n_rows += piece.tokens.shape[0]
+        clean = clean[scored]
+        self.ce["clean"] += _cross_entropy(clean, targets)
+        for name in VARIANTS:
+            logits = self.model.logits(piece.tokens, replace={self.site: _put(replaced[name], where)})[scored]
+            ce, kl = _compare(clean, logits, targets)
+            self.ce[name] += ce
+            self.kl[name] += kl
+
+    def reconstruct(
+        self, x: Float[Tensor, "b t d"], keep: Bool[Tensor, "b t"], where: Bool[Tensor, "b t"]
+    ) -> Float[Tensor, "n d"]:
+        """Reconstruct the positions ``where``, and count the kept ones among them."""
+        device = self.sae.W_dec.device
+        inputs = x[where].to(device, torch.float32)
+        code = self.sae.encode(inputs)
+        x_hat = self.sae.decode(code)
+        kept = keep[where].to(device)
+        self.reconstruction.update(inputs[kept], x_hat[kept])
+        self.l0.update(code.l0()[kept].cpu().numpy())
+        active = kept[code.rows()] & (code.values > 0)
+        self.fired += torch.bincount(code.indices[active].cpu(), minlength=self.sae.d_sae)
+        return x_hat.to(x)
+
+    def result(self, density_dense: float) -> dict[str, Any]:
+        """Return the measured fields of an :class:`Evaluation`."""
+        rebuilt = self.reconstruction.result()
+        ce = {name: ratio(total, self.n_predictions) for name, total in self.ce.items()}
+        kl = {name: ratio(total, self.n_predictions) for name, total in self.kl.items()}
+        return {
+            "fvu": rebuilt.fvu,
+            "explained_variance": 1 - rebuilt.fvu,
+            "mse": rebuilt.mse,
+            "nmse": rebuilt.nmse,
+            "cosine": rebuilt.cosine,
+            "shrinkage": rebuilt.shrinkage,
+            "l0": self.l0.mean,
+            "l0_std": self.l0.std,
+            "l0_percentiles": {str(q): self.l0.percentile(q) for q in (0, 5, 25, 50, 75, 95, 100)},
+            "l0_counts": np.trim_zeros(self.l0.counts, "b").tolist(),
+            "dead_fraction": float((self.fired == 0).double().mean()),
+            "dense_fraction": float((self.fired > density_dense * rebuilt.n).double().mean()),
+            **{f"ce_{name}": value for name, value in ce.items()},
+            "ce_recovered": ratio(ce["zero"] - ce["sae"], ce["zero"] - ce["clean"]),
+            "ce_recovered_mean": ratio(ce["mean"] - ce["sae"], ce["mean"] - ce["clean"]),
+            **{f"kl_{name}": value for name, value in kl.items()},
+            "kl_score": ratio(kl["zero"] - kl["sae"], kl["zero"]),
+            "kl_score_mean": ratio(kl["mean"] - kl["sae"], kl["mean"]),
+            "n_tokens": rebuilt.n,
+            "n_predictions": self.n_predictions,
+            "n_rows": self.n_rows,
+        }
+
+
+def _put(values: Float[Tensor, "n d"], where: Bool[Tensor, "b t"]) -> Replace:
+    def replace(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[where] = values
+        return x
+
+    return replace
+
+
+def _cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> float:
+    """Summed cross-entropy, the log-softmax taken in chunks of positions."""
+    total = 0.0
+    step = max(1, CHUNK // logits.shape[1])
+    for i in range(0, logits.shape[0], step):
+        log_p = logits[i : i + step].float().log_softmax(-1)
+        total -= float(log_p.gather(1, targets[i : i + step, None].to(log_p.device)).double().sum())
+    return total
+
+
+def _compare(
+    clean: Float[Tensor, "n v"], logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]
+) -> tuple[float, float]:
+    """Summed cross-entropy of ``logits`` and summed ``KL(clean || logits)``."""
+    ce, kl = 0.0, 0.0
+    step = max(1, CHUNK // logits.shape[1])
+    for i in range(0, logits.shape[0], step):
+        log_p = clean[i : i + step].float().log_softmax(-1)
+        log_q = logits[i : i + step].float().log_softmax(-1)
+        ce -= float(log_q.gather(1, targets[i : i + step, None].to(log_q.device)).double().sum())
+        # p = 0 where a logit is -inf: 0 * log 0 counts as 0.
+        terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
+        kl += float(terms.sum(1).double().sum())
+    return ce, kl

@@ -1,0 +1,211 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from saelab.analysis import evaluate as module
+from saelab.analysis.evaluate import evaluate, site_mean
+from saelab.analysis.evaluation import Evaluation, load_evaluation, save_evaluation
+from saelab.core.errors import ActivationError, ConfigError, FormatError, OutputExistsError, SiteError, TextError
+from tests.features.fakes import SITE, FakeModel, FakeRows, Oracle, constant, identity, random_rows
+
+
+def kept_activations(model, rows):
+    return model.embed[rows.tokens[rows.keep]].double()
+
+
+def test_identity_dictionary_is_perfect():
+    result = evaluate(FakeModel(), identity(), random_rows(), SITE)
+    assert result.fvu == 0
+    assert result.explained_variance == 1
+    assert result.ce_recovered == 1
+    assert result.kl_sae == 0
+    assert result.kl_score == 1
+    assert result.cosine == pytest.approx(1)
+    assert result.shrinkage == pytest.approx(1)
+    assert result.l0 == 6  # each coordinate or its negative, never both
+    assert result.l0_percentiles == dict.fromkeys(["0", "5", "25", "50", "75", "95", "100"], 6)
+    assert result.n_tokens == 7 * 8 == result.n_predictions
+
+
+def test_dictionary_that_says_the_mean_is_mean_ablation():
+    model, rows = FakeModel(), random_rows()
+    mean = kept_activations(model, rows).mean(0)
+    result = evaluate(model, constant(mean.float()), rows, SITE)
+    assert result.fvu == pytest.approx(1, abs=1e-9)
+    assert result.ce_sae == result.ce_mean
+    assert result.kl_sae == result.kl_mean
+    assert result.ce_recovered_mean == 0
+    assert result.dead_fraction == 1
+    assert result.l0 == 0
+    assert result.l0_counts == [result.n_tokens]
+
+
+def test_zero_dictionary_is_zero_ablation():
+    result = evaluate(FakeModel(), constant(torch.zeros(6)), random_rows(), SITE)
+    assert result.ce_sae == result.ce_zero
+    assert result.ce_recovered == 0
+    assert result.kl_score == 0
+    assert result.nmse == pytest.approx(1)
+
+
+def test_hand_computed_case():
+    """Two tokens, activations (3, 4) and (1, 0); the dictionary halves them; uniform against certain logits."""
+    model = FakeModel(d_vocab=3, d_in=2)
+    model.embed = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]])
+    model.W_U = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    half = Oracle(torch.eye(2), torch.eye(2) / 2)
+    result = evaluate(model, half, FakeRows(torch.tensor([[0, 1, 2]])), SITE)
+    # errors: 25/4 and 1/4; mean (2, 2); deviations: (1, 4) + (1, 4) = 10
+    assert result.mse == pytest.approx((25 / 4 + 1 / 4) / 2)
+    assert result.fvu == pytest.approx(6.5 / 10)
+    assert result.nmse == pytest.approx(0.25)
+    assert result.cosine == pytest.approx(1)
+    # centred: x_hat - mean = (-.5, 0), (-1.5, -2): energy 6.5; <x - m, x_hat - m> = (1,2)(-.5,0) + (-1,-2)(-1.5,-2) = 5
+    assert result.shrinkage == pytest.approx(6.5 / 5)
+    assert result.l0 == pytest.approx(1.5)
+    assert result.l0_counts == [0, 1, 1]
+    # position 0 (BOS, logits 0) predicts 1: log 3. Position 1 (logit 3 for token 1) predicts 2: log(2 + e^3).
+    assert result.ce_clean == pytest.approx((np.log(3) + np.log(2 + np.exp(3))) / 2)
+    assert result.ce_sae == pytest.approx((np.log(3) + np.log(2 + np.exp(1.5))) / 2)
+    assert result.ce_zero == pytest.approx(np.log(3))
+    p = np.exp([0, 3, 0]) / (2 + np.exp(3))
+    q = np.exp([0, 1.5, 0]) / (2 + np.exp(1.5))
+    assert result.kl_sae == pytest.approx(float((p * np.log(p / q)).sum()) / 2, rel=1e-5)
+    assert result.dense_fraction == 1
+
+
+def test_batches_and_logit_chunks_do_not_matter(monkeypatch):
+    model, rows = FakeModel(), random_rows(n_rows=13)
+    generator = torch.Generator().manual_seed(3)
+    sae = Oracle(torch.randn(6, 20, generator=generator), torch.randn(20, 6, generator=generator) / 9)
+    whole = evaluate(model, sae, rows, SITE, rows_per_batch=100).to_dict()
+    monkeypatch.setattr(module, "CHUNK", 1)
+    monkeypatch.setattr(module, "LOGIT_BYTES", 1)
+    small = evaluate(model, sae, rows, SITE, rows_per_batch=3).to_dict()
+    for name, value in whole.items():
+        assert small[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
+
+
+def test_streaming_equals_one_shot():
+    model, rows = FakeModel(), random_rows()
+    generator = torch.Generator().manual_seed(3)
+    sae = Oracle(torch.randn(6, 20, generator=generator), torch.randn(20, 6, generator=generator) / 9)
+    result = evaluate(model, sae, rows, SITE, rows_per_batch=2)
+    x = kept_activations(model, rows)
+    code = sae.encode(x.float())
+    x_hat = sae.decode(code).double()
+    assert result.fvu == pytest.approx(float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum()))
+    assert result.nmse == pytest.approx(float(((x - x_hat).square().sum(1) / x.square().sum(1)).mean()))
+    assert result.cosine == pytest.approx(float(torch.cosine_similarity(x, x_hat).mean()))
+    density = (code.to_dense() > 0).double().mean(0)
+    assert result.dead_fraction == float((density == 0).double().mean())
+    assert result.dense_fraction == float((density > 0.1).double().mean())
+    assert result.l0 == pytest.approx(float(density.sum()))
+
+
+def test_excluded_positions_keep_their_activation():
+    model = FakeModel()
+    model.embed[0] = 50.0  # a huge BOS
+    rows = random_rows()
+    kept = evaluate(model, constant(torch.zeros(6)), rows, SITE)
+    whole = evaluate(model, constant(torch.zeros(6)), rows, SITE, splice="all")
+    assert kept.ce_zero != whole.ce_zero
+    assert kept.n_tokens == whole.n_tokens
+    assert kept.mse == whole.mse == pytest.approx(float(kept_activations(model, rows).square().sum(1).mean()))
+    assert whole.ce_zero == pytest.approx(np.log(11))
+    assert (kept.splice, whole.splice) == ("kept", "all")
+
+
+def test_padding_is_neither_predicted_nor_measured():
+    model, rows = FakeModel(), random_rows()
+    result = evaluate(model, identity(), rows, SITE)
+    padded = FakeRows(
+        torch.cat([rows.tokens, torch.zeros(7, 4, dtype=torch.int64)], 1),
+        torch.cat([rows.keep, torch.zeros(7, 4, dtype=torch.bool)], 1),
+    )
+    assert evaluate(model, identity(), padded, SITE) == result
+
+
+def test_max_tokens_takes_whole_rows_whatever_the_batch():
+    rows = random_rows(n_rows=20)
+    results = [evaluate(FakeModel(), identity(), rows, SITE, max_tokens=30, rows_per_batch=b) for b in (1, 3, 20)]
+    assert [r.n_tokens for r in results] == [32, 32, 32]
+    assert [r.n_rows for r in results] == [4, 4, 4]
+
+
+def test_given_mean_saves_the_first_pass():
+    model, rows = FakeModel(), random_rows()
+    mean = site_mean(model, rows, SITE)
+    assert mean.tolist() == pytest.approx(kept_activations(model, rows).mean(0).tolist())
+    own = evaluate(model, identity(), rows, SITE)
+    model.read = lambda tokens, sites: pytest.fail("no first pass is needed")
+    given = evaluate(model, identity(), rows, SITE, mean=mean)
+    assert given.ce_mean == own.ce_mean
+    assert (own.mean_source, given.mean_source) == ("tokens", "given")
+    far = evaluate(model, identity(), rows, SITE, mean=mean + 1e4)
+    assert far.fvu == own.fvu
+    assert far.ce_mean != own.ce_mean
+
+
+def test_fvu_keeps_its_digits_beside_a_massive_offset():
+    model, rows = FakeModel(), random_rows()
+    sae = constant(model.embed[1:].mean(0))
+    model.embed = model.embed.clone()
+    model.embed[:, 0] += 4096.0
+    sae.b_dec = model.embed[1:].mean(0)
+    x = kept_activations(model, rows)
+    expected = float((x - sae.b_dec.double()).square().sum() / (x - x.mean(0)).square().sum())
+    assert evaluate(model, sae, rows, SITE).fvu == pytest.approx(expected, rel=1e-9)
+
+
+def test_bad_input_is_one_line():
+    model, rows = FakeModel(), random_rows()
+    with pytest.raises(ActivationError, match=r"width 5, but .* has width 6") as error:
+        evaluate(model, identity(5), rows, SITE)
+    assert "\n" not in str(error.value)
+    with pytest.raises(SiteError):
+        evaluate(model, identity(), rows, "blocks.9.hook_resid_post")
+    with pytest.raises(TextError, match="no tokens"):
+        evaluate(model, identity(), FakeRows(torch.zeros(2, 3, dtype=torch.int64)), SITE)
+    with pytest.raises(ConfigError, match="max_tokens"):
+        evaluate(model, identity(), rows, SITE, max_tokens=0)
+    with pytest.raises(ActivationError, match="shape"):
+        evaluate(model, identity(), rows, SITE, mean=torch.zeros(2))
+
+
+@pytest.mark.parametrize("given_mean", [True, False])
+def test_nan_activations_are_named_by_row(given_mean):
+    model, rows = FakeModel(d_vocab=12), random_rows(n_rows=9)
+    rows.tokens[5, 3] = 11
+    model.embed[11, 2] = float("nan")
+    mean = torch.zeros(6) if given_mean else None
+    with pytest.raises(ActivationError, match=r"1 tokens \(rows 5; first at row 5, position 3\)"):
+        evaluate(model, identity(), rows, SITE, rows_per_batch=2, mean=mean)
+    rows.keep[5, 3] = False  # an excluded position may hold anything
+    assert evaluate(FakeModel(d_vocab=12), identity(), rows, SITE, mean=mean).fvu == 0
+
+
+def test_save_and_load(tmp_path):
+    result = evaluate(FakeModel(), identity(), random_rows(), SITE)
+    folder = save_evaluation(result, tmp_path / "eval")
+    assert load_evaluation(folder) == result
+    assert json.loads((folder / "evaluation.json").read_text())["ce_recovered"] == 1
+    assert json.loads((folder / "manifest.json").read_text())["kind"] == "evaluation"
+    with pytest.raises(OutputExistsError):
+        save_evaluation(result, folder)
+    save_evaluation(result, folder, force=True)
+    with pytest.raises(FormatError):
+        load_evaluation(tmp_path)
+
+
+def test_frame_and_repr():
+    result = evaluate(FakeModel(), identity(), random_rows(), SITE)
+    frame = result.to_frame()
+    assert len(frame) == 1
+    assert frame["l0_p50"][0] == 6
+    assert frame["source"][0] == "fake-text"
+    assert "\n" not in repr(result)
+    assert len(repr(result)) < 250
+    assert isinstance(result, Evaluation)
