@@ -1,1 +1,23 @@
-"""..."""
+"""Sparse operations of a sparse autoencoder: selection, encoding, decoding, and their hand-written gradients.
+
+Each operation has a dense reference in plain torch and a sparse twin with the same signature. ``impl`` chooses:
+``"reference"``, ``"sparse"``, or ``"auto"`` (what :func:`info` says).
+"""
+
+from saelab.kernels.decode import decode, decode_and_block
+from saelab.kernels.dispatch import Impl, info
+from saelab.kernels.encode import encode_topk, pre_activations_and_block, pre_activations_at
+from saelab.kernels.select import Precision, TopK, select_topk
+
+__all__ = [
+    "Impl",
+    "Precision",
+    "TopK",
+    "decode",
+    "decode_and_block",
+    "encode_topk",
+    "info",
+    "pre_activations_and_block",
+    "pre_activations_at",
+    "select_topk",
+]

@@ -1,0 +1,88 @@
+"""The three sparse products everything is made of, over the entries of a code.
+
+Entry ``j`` says that token ``rows[j]`` has feature ``indices[j]``. Entries may come in any order unless said otherwise.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Groups(NamedTuple):
+    """Entries put in order of a key (their feature, say)."""
+
+    order: Int[Tensor, " nnz"]
+    """Old position of each entry."""
+    offsets: Int[Tensor, " n_groups_plus_1"]
+    """First entry of each group."""
+
+
+def rows_of(offsets: Int[Tensor, " n_plus_1"], nnz: int) -> Int[Tensor, " nnz"]:
+    """Return the token of each entry of a code in CSR form."""
+    n = offsets.numel() - 1
+    return torch.repeat_interleave(torch.arange(n, device=offsets.device), offsets.diff(), output_size=nnz)
+
+
+def rows_of_topk(n: int, k: int, device: torch.device) -> Int[Tensor, " nnz"]:
+    """Return the token of each entry when every token has k."""
+    return torch.arange(n, device=device).unsqueeze(1).expand(n, k).reshape(-1)
+
+
+def offsets_of_topk(n: int, k: int, device: torch.device) -> Int[Tensor, " n_plus_1"]:
+    """Return the row pointers when every token has k entries."""
+    return torch.arange(n + 1, device=device) * k
+
+
+def group_by(key: Int[Tensor, " nnz"], n_groups: int) -> Groups:
+    """Group entries by ``key``; within a group they keep their order, so that sums are reproducible."""
+    ordered, order = torch.sort(key, stable=True)
+    return Groups(order, torch.searchsorted(ordered, torch.arange(n_groups + 1, device=key.device)))
+
+
+def bag_sum(
+    weight: Float[Tensor, "rows d"],
+    indices: Int[Tensor, " nnz"],
+    offsets: Int[Tensor, " bags_plus_1"],
+    scale: Float[Tensor, " nnz"],
+) -> Float[Tensor, "bags d"]:
+    """Return ``out[b] = sum over the entries j of bag b of scale[j] * weight[indices[j]]``; no gradient."""
+    with torch.no_grad():
+        return torch.embedding_bag(weight, indices, offsets, False, 0, False, scale.contiguous(), True)[0]
+
+
+def grouped_sum(
+    weight: Float[Tensor, "rows d"],
+    indices: Int[Tensor, " nnz"],
+    key: Int[Tensor, " nnz"],
+    n_groups: int,
+    scale: Float[Tensor, " nnz"],
+) -> Float[Tensor, "n_groups d"]:
+    """Return ``out[g] = sum over the entries j with key[j] = g of scale[j] * weight[indices[j]]``; no gradient.
+
+    Sorting first makes it deterministic and free of any (nnz, d) tensor, and faster than ``index_add``.
+    """
+    order, offsets = group_by(key, n_groups)
+    return bag_sum(weight, indices[order], offsets, scale[order])
+
+
+def entry_dots(
+    left: Float[Tensor, "n d"],
+    right: Float[Tensor, "d_sae d"],
+    indices: Int[Tensor, " nnz"],
+    rows: Int[Tensor, " nnz"],
+) -> Float[Tensor, " nnz"]:
+    """Return ``out[j] = <left[rows[j]], right[indices[j]]>`` without gathering a (nnz, d) matrix; no gradient.
+
+    This is the product that ``embedding_bag`` needs for its per-sample weights, so torch has it for CPU and CUDA; it
+    reads the bag of each entry from ``rows`` and needs the offsets for their number only.
+    """
+    if indices.numel() == 0:
+        return left.new_zeros(0)
+    offsets = torch.zeros(left.shape[0], dtype=torch.int64, device=left.device)
+    with torch.no_grad():
+        dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            left.contiguous(), right, indices, offsets, rows, 0, -1
+        )
+    return dots

@@ -1,0 +1,83 @@
+"""Choosing the entries of a code: the k largest pre-activations of each token, tile by tile, without gradient."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.segments import entry_dots
+
+Precision = Literal["f32", "bf16"]
+"""``bf16``: candidates are chosen from a bfloat16 product and recomputed in the dtype of ``x``."""
+
+BF16_MARGIN = 8
+"""Candidates beyond k that are chosen in bfloat16 and then compared exactly."""
+
+TILE_ELEMENTS = 1 << 22
+"""Pre-activations held at a time (16 MiB in float32): about what a CPU's caches hold."""
+
+
+class TopK(NamedTuple):
+    """The k largest pre-activations of each token, in no particular order within a token."""
+
+    indices: Int[Tensor, "n k"]
+    values: Float[Tensor, "n k"]
+
+
+def tile_rows(n: int, d_sae: int) -> int:
+    """Return how many tokens make a tile: at least 128, so that the product stays compute-bound."""
+    return max(1, min(n, max(128, TILE_ELEMENTS // d_sae)))
+
+
+@torch.no_grad()
+def select_topk(
+    x: Float[Tensor, "n d_in"],
+    w_enc_t: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+    *,
+    precision: Precision = "f32",
+    impl: Impl = "auto",
+) -> TopK:
+    """Select the ``k`` largest of ``x @ w_enc_t.T + b_enc`` for each token.
+
+    ``precision="bf16"`` does the product in bfloat16, takes ``k + 8`` candidates, recomputes them exactly and
+    keeps the best ``k``: the values are exact, while the selection may miss an entry whose rank is close to ``k``
+    (the tests bound how often). The reference ignores ``precision``. Ties are broken in a fixed but unspecified way.
+    """
+    if not use_sparse(impl):
+        values, indices = (x @ w_enc_t.T + b_enc).topk(k, dim=1)
+        return TopK(indices, values)
+    n, d_sae = x.shape[0], w_enc_t.shape[0]
+    half = precision == "bf16"
+    wanted = min(k + BF16_MARGIN, d_sae) if half else k
+    left, right, bias = (t.to(torch.bfloat16) if half else t for t in (x, w_enc_t, b_enc))
+    indices = torch.empty(n, wanted, dtype=torch.int64, device=x.device)
+    values = torch.empty(n, wanted, dtype=left.dtype, device=x.device)
+    rows = tile_rows(n, d_sae)
+    buffer = torch.empty(rows, d_sae, dtype=left.dtype, device=x.device)
+    for start in range(0, n, rows):
+        piece = slice(start, min(start + rows, n))
+        tile = torch.addmm(bias, left[piece], right.T, out=buffer[: piece.stop - start])
+        torch.topk(tile, wanted, dim=1, sorted=False, out=(values[piece], indices[piece]))
+    if half:
+        indices, values = _refine(x, w_enc_t, b_enc, indices, k)
+    return TopK(indices, values)
+
+
+def _refine(
+    x: Float[Tensor, "n d_in"],
+    w_enc_t: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    candidates: Int[Tensor, "n wanted"],
+    k: int,
+) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """Recompute the candidates in full precision and keep the k largest."""
+    n, wanted = candidates.shape
+    flat = candidates.reshape(-1)
+    rows = torch.arange(n, device=x.device).repeat_interleave(wanted)
+    exact = (entry_dots(x, w_enc_t, flat, rows) + b_enc[flat]).view(n, wanted)
+    values, position = exact.topk(k, dim=1, sorted=False)
+    return candidates.gather(1, position), values

@@ -1,0 +1,109 @@
+"""An SAE on disk: a folder with ``config.json``, ``weights.safetensors``, ``meta.json`` and ``manifest.json``.
+
+Tensors are ``W_enc (d_in, d_sae)``, ``b_enc``, ``W_dec (d_sae, d_out)``, ``b_dec`` and what the architecture adds. The
+manifest, written last, holds the checksum of the weights.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelab.core.artifacts import (
+    MANIFEST,
+    file_checksum,
+    output_error,
+    read_json,
+    read_manifest,
+    read_safetensors,
+    write_json,
+    write_manifest,
+    write_safetensors,
+)
+from saelab.core.config import parse_config
+from saelab.core.errors import ConfigError, CorruptError, FormatError, nearest
+from saelab.sae.base import SAE
+from saelab.sae.registry import ARCHITECTURES, build_sae
+
+CONFIG, WEIGHTS, META = "config.json", "weights.safetensors", "meta.json"
+KIND = "sae"
+
+
+def save_sae(sae: SAE, folder: str | Path, meta: Mapping[str, Any] | None = None) -> None:
+    """Write an SAE folder; each file is written atomically and the manifest last.
+
+    ``meta`` is JSON-able: what the SAE was trained on, final metrics, and whatever a reader should know.
+    Raises :class:`OutputError`.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)  # while files change, the folder is not complete
+    except OSError as error:
+        raise output_error(folder, error) from error
+    write_json(folder / CONFIG, sae.config.model_dump(mode="json"))
+    write_safetensors(folder / WEIGHTS, sae.tensors())
+    write_json(folder / META, dict(meta or {}))
+    write_manifest(
+        folder,
+        KIND,
+        {
+            "architecture": sae.config.architecture,
+            "d_in": sae.d_in,
+            "d_sae": sae.d_sae,
+            "input_scale": sae.input_scale,
+            "checksums": {WEIGHTS: file_checksum(folder / WEIGHTS)},
+        },
+    )
+
+
+def load_sae(folder: str | Path, device: str = "cpu") -> SAE:
+    """Load an SAE folder, in evaluation mode and without gradients.
+
+    Raises :class:`MissingFileError`, :class:`FormatError` (another kind of folder or a pickle), :class:`CorruptError`
+    (weights that are not the ones written) or :class:`ConfigError` (an architecture this version does not know).
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, KIND)
+    data = read_json(folder / CONFIG)
+    name = data.get("architecture") if isinstance(data, dict) else None
+    if not isinstance(name, str):
+        raise FormatError(f"{folder / CONFIG} does not name an architecture; it is not the config of a saelab SAE")
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ConfigError(
+            f"{folder / CONFIG}: unknown architecture '{name}'{nearest(name, ARCHITECTURES)} (known: {known})"
+        )
+    config = parse_config(ARCHITECTURES[name].config, data, str(folder / CONFIG))
+    tensors = read_safetensors(folder / WEIGHTS, device)
+    if file_checksum(folder / WEIGHTS) != manifest.get("checksums", {}).get(WEIGHTS):
+        raise CorruptError(f"{folder / WEIGHTS} is not what was written (checksum differs); copy or make it again")
+    sae = build_sae(config, seed=None).to(device)
+    _check_tensors(folder / WEIGHTS, sae.tensors(), tensors)
+    sae.load_tensors(tensors)
+    return sae.eval().requires_grad_(False)
+
+
+def load_meta(folder: str | Path) -> dict[str, Any]:
+    """Return ``meta.json`` of an SAE folder."""
+    read_manifest(folder, KIND)
+    data = read_json(Path(folder) / META)
+    if not isinstance(data, dict):
+        raise CorruptError(f"{Path(folder) / META} must hold a mapping; make the folder again")
+    return data
+
+
+def _check_tensors(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        if name not in found:
+            raise FormatError(f"{path} has no tensor '{name}'; it holds {', '.join(sorted(found)) or 'nothing'}")
+        if found[name].shape != tensor.shape:
+            raise FormatError(
+                f"{path}: tensor '{name}' has shape {tuple(found[name].shape)}, its config says {tuple(tensor.shape)}"
+            )
+        if not torch.is_floating_point(found[name]) and torch.is_floating_point(tensor):
+            raise FormatError(f"{path}: tensor '{name}' is {found[name].dtype}, expected floating point")
+    if extra := sorted(found.keys() - expected.keys()):
+        raise FormatError(f"{path} has unknown tensors: {', '.join(extra)}")

@@ -1,0 +1,25 @@
+"""The architectures, by name. A new one is a file beside this and one line here."""
+
+from typing import NamedTuple
+
+from saelab.core.registry import Registry
+from saelab.sae.base import SAE, SAEConfig
+from saelab.sae.topk import TopKConfig, TopKSAE
+
+
+class Architecture(NamedTuple):
+    """An entry of :data:`ARCHITECTURES`."""
+
+    config: type[SAEConfig]
+    """Config class; its ``architecture`` field is a Literal of the name."""
+    sae: type[SAE]
+    """The module."""
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("architecture")
+ARCHITECTURES.register("topk", Architecture(TopKConfig, TopKSAE))
+
+
+def build_sae(config: SAEConfig, seed: int | None = 0) -> SAE:
+    """Return a new SAE for ``config``, initialised from ``seed`` (None: zeros, to be loaded)."""
+    return ARCHITECTURES[config.architecture].sae(config, seed)
