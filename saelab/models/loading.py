@@ -125,6 +125,8 @@ def boot_bridge(loaded: Loaded, tokenizer: Any, dtype: str) -> tuple[Any, dict[i
                 f"TransformerLens cannot wrap {loaded.source}: {_first_line(error)}; choose a model whose "
                 "architecture it supports"
             ) from error
+    for parameter in nn.Module.parameters(bridge):  # the bridge splits joint projections into parameters of its own
+        parameter.requires_grad_(False)
     return bridge.eval(), paths
 
 
