@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.analysis.evaluation import Evaluation
+from saelab.analysis.evaluation import Evaluation, load_evaluation, save_evaluation
 from saelab.analysis.reconstruction import Reconstruction, ratio
 from saelab.core.errors import ActivationError, ConfigError
 from saelab.core.progress import progress
@@ -29,12 +29,16 @@ from saelab.features.protocols import Dictionary, Model, Replace, Rows
 from saelab.features.rows import (
     Piece,
     dictionary_name,
+    encode_in_parts,
     pieces,
+    read_site,
     require_finite,
     require_fit,
     source_fingerprint,
     source_name,
 )
+
+__all__ = ["Evaluation", "evaluate", "load_evaluation", "save_evaluation", "site_mean"]
 
 LOGIT_BYTES = 256 << 20
 """Batches are split by rows so that one float32 logit tensor stays below this."""
@@ -103,7 +107,7 @@ def site_mean(
     moments = Moments(model.width(site))
     with progress("site mean", max_tokens) as bar:
         for piece in pieces(rows, rows_per_batch, max_tokens):
-            x = model.read(piece.tokens, [site])[site]
+            x = read_site(model, piece.tokens, site)
             require_finite(x, piece, site)
             moments.update(x[piece.keep.to(x.device)].float())
             bar.advance(piece.n_kept)
@@ -168,11 +172,10 @@ class _Run:
         self, x: Float[Tensor, "b t d"], keep: Bool[Tensor, "b t"], where: Bool[Tensor, "b t"]
     ) -> Float[Tensor, "n d"]:
         """Reconstruct the positions ``where``, and count the kept ones among them."""
-        device = self.sae.W_dec.device
-        inputs = x[where].to(device, torch.float32)
-        code = self.sae.encode(inputs)
+        code = encode_in_parts(self.sae, x[where], self.site)
         x_hat = self.sae.decode(code)
-        kept = keep[where].to(device)
+        inputs = x[where].to(x_hat)
+        kept = keep[where].to(x_hat.device)
         self.reconstruction.update(inputs[kept], x_hat[kept])
         self.l0.update(code.l0()[kept].cpu().numpy())
         active = kept[code.rows()] & (code.values > 0)

@@ -18,7 +18,11 @@ Replace = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class Model(Protocol):
-    """A language model whose sites can be read and replaced."""
+    """A language model whose sites can be read and replaced.
+
+    If it has a ``tokenizer`` (Hugging Face), tokens are shown as text, otherwise by number. If it has a ``bridge``
+    (TransformerLens), features of the residual stream get logit weights.
+    """
 
     @property
     def name(self) -> str:
@@ -26,15 +30,11 @@ class Model(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of its weights and tokenizer."""
+        """Hash of its config and weights."""
 
     @property
     def d_vocab(self) -> int:
         """Number of token ids."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its Hugging Face tokenizer (None when it has none: tokens are then shown by number)."""
 
     def width(self, site: str) -> int:
         """Activation width at ``site``."""

@@ -7,8 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab.core.code import SparseCode
 from saelab.core.errors import ActivationError, ConfigError, TextError
 from saelab.features.protocols import Dictionary, Model, Rows
+
+ENCODE_BYTES = 128 << 20
+"""Tokens are encoded in parts so that one dense (tokens, d_sae) float32 matrix stays below this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,12 @@ def require_fit(model: Model, sae: Dictionary, site: str) -> int:
     return width
 
 
+def read_site(model: Model, tokens: Int[Tensor, "b t"], site: str) -> Float[Tensor, "b t d"]:
+    """Activations at one site (whichever of its names ``site`` is)."""
+    (x,) = model.read(tokens, [site]).values()
+    return x
+
+
 def require_finite(x: Float[Tensor, "b t d"], piece: Piece, site: str) -> None:
     """Raise :class:`ActivationError`, naming rows, when a kept position of ``x`` holds NaN or infinity."""
     broken = ~torch.isfinite(x).all(-1) & piece.keep.to(x.device)
@@ -98,3 +108,20 @@ def require_finite(x: Float[Tensor, "b t d"], piece: Piece, site: str) -> None:
             f"(rows {', '.join(map(str, rows))}; first at row {row}, position {position}); "
             "check the model's dtype, float32 is the safe one"
         )
+
+
+def encode_in_parts(sae: Dictionary, x: Float[Tensor, "n d"], site: str) -> SparseCode:
+    """Encode activations of any dtype and device, in parts of bounded size.
+
+    Raises :class:`ActivationError` when the code of finite activations is not finite.
+    """
+    x = x.to(sae.W_dec.device, torch.float32)
+    if not x.shape[0]:
+        nothing = torch.zeros(0, dtype=torch.int64, device=x.device)
+        return SparseCode(nothing, x.new_zeros(0), torch.zeros(1, dtype=torch.int64, device=x.device), sae.d_sae)
+    step = max(1, ENCODE_BYTES // (4 * sae.d_sae))
+    codes = [sae.encode(x[i : i + step]).detach() for i in range(0, x.shape[0], step)]
+    code = SparseCode.concatenate(codes) if len(codes) > 1 else codes[0]
+    if not bool(torch.isfinite(code.values).all()):
+        raise ActivationError(f"the SAE gives NaN or infinity for finite activations at {site}; its weights are broken")
+    return code
