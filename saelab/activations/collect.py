@@ -4,15 +4,16 @@ Shared by the harvest to disk and by the stream straight from the model, so that
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 
 from saelab.core.errors import ActivationError
 
 
+@runtime_checkable
 class TextBatch(Protocol):
     """Some rows of token ids."""
 
@@ -25,6 +26,7 @@ class TextBatch(Protocol):
         """False at BOS, padding and other special tokens."""
 
 
+@runtime_checkable
 class TextRows(Protocol):
     """What activations are harvested from (``saelab.models.tokens.TokenRows``)."""
 
@@ -35,6 +37,7 @@ class TextRows(Protocol):
         """Say what text and which tokenisation this is (JSON-able)."""
 
 
+@runtime_checkable
 class ReadableModel(Protocol):
     """What a harvest needs of ``saelab.models.subject.SubjectModel``."""
 
@@ -57,10 +60,16 @@ class ReadableModel(Protocol):
         """Activations, and the gradient of the summed loss with respect to them."""
 
 
+def is_padded(rows: TextRows) -> bool:
+    """Say whether rows end in padding: one document per row."""
+    return rows.describe().get("packing") == "documents"
+
+
 class Collector:
     """Reads text batch by batch and returns the kept tokens' rows, one row order for all sites.
 
-    Excluded are: positions with ``keep=False`` ("special"); with ``gradients``, the last kept position of each text
+    Excluded are: positions with ``keep=False`` ("bos" at position 0, "padding" after the last kept position when the
+    text is ``padded``, else "special"); with ``gradients``, the last kept position of each text
     row, after which there is no loss ("last"); with ``outlier_norm=c``, tokens whose norm at any of the sites exceeds
     c times that site's running median norm ("outlier_norm"). The running median moves a tenth of the way to each
     batch's own median, starting from the first batch's.
@@ -74,10 +83,12 @@ class Collector:
         dtype: torch.dtype,
         outlier_norm: float | None,
         gradients: bool,
+        padded: bool,
     ) -> None:
+        self._padded = padded
         self._model, self._sites, self._dtype = model, list(sites), dtype
         self._outlier_norm, self._gradients = outlier_norm, gradients
-        self.excluded: dict[str, int] = {"special": 0}
+        self.excluded: dict[str, int] = {"bos": 0, "padding": 0, "special": 0}
         """Number of positions left out so far, by reason."""
         if gradients:
             self.excluded["last"] = 0
@@ -102,8 +113,8 @@ class Collector:
         """Return to a :meth:`state`."""
         self.excluded, self.medians = dict(state["excluded"]), dict(state["medians"])
 
-    def collect(self, batch: TextBatch, first_row: int) -> dict[str, Shaped[Tensor, "n ..."]]:
-        """Run the model on a batch whose first text row is number ``first_row``; return the kept tokens' rows.
+    def collect(self, batch: TextBatch, numbers: Int64[Tensor, " b"]) -> dict[str, Shaped[Tensor, "n ..."]]:
+        """Run the model on a batch made of the text rows ``numbers``; return the kept tokens' rows.
 
         Raises :class:`ActivationError` for NaN or infinity, naming site and text rows.
         """
@@ -114,7 +125,7 @@ class Collector:
         else:
             values = self._model.read(batch.tokens, self._sites)
         row, position = keep.nonzero(as_tuple=True)
-        row = row + first_row
+        row = numbers[row]
         columns = {site: values[site].cpu()[keep].to(self._dtype) for site in self._sites}
         columns |= {f"{site}.grad": gradients[site].cpu()[keep].float() for site in gradients}
         for name, value in columns.items():
@@ -127,10 +138,15 @@ class Collector:
         return {name: value[typical] for name, value in columns.items()}
 
     def _kept_positions(self, keep: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
-        self.excluded["special"] += int((~keep).sum())
+        kept_after = keep.flip(1).cumsum(1).flip(1) - keep.long()
+        left_out = ~keep
+        left_out[:, 0] = False
+        padding = left_out & (kept_after == 0) if self._padded else torch.zeros_like(keep)
+        self.excluded["bos"] += int((~keep[:, 0]).sum())
+        self.excluded["padding"] += int(padding.sum())
+        self.excluded["special"] += int((left_out & ~padding).sum())
         if not self._gradients:
             return keep
-        kept_after = keep.flip(1).cumsum(1).flip(1) - keep.long()
         with_loss = keep & (kept_after > 0)
         self.excluded["last"] += int((keep & ~with_loss).sum())
         return with_loss

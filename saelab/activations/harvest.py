@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from saelab.activations.collect import Collector, ReadableModel, TextRows
+from saelab.activations.collect import Collector, ReadableModel, TextRows, is_padded
 from saelab.activations.shards import ShardInfo
 from saelab.activations.store import KIND, ActivationStore, HarvestReport, open_store
 from saelab.activations.writer import ShardWriter
@@ -62,8 +62,8 @@ def harvest(
     """Harvest the activations of ``model`` at ``sites`` over ``rows`` into the folder ``out``.
 
     ``resume`` goes on with an interrupted harvest (or starts one when there is none; a finished one is opened),
-    ``force`` replaces an existing folder. ``on_estimate`` is told the bytes it may take before anything is written. The returned
-    store has a ``report``.
+    ``force`` replaces an existing folder. ``on_estimate`` is told the bytes it may take before anything is written.
+    The returned store has a ``report``.
 
     Raises ``SiteError``, ``TextError`` (no token to keep), ``ActivationError`` (NaN), ``OutputExistsError``,
     ``OutputError`` (would not fit, full disk, not writable), ``ResumeError`` (other settings than the interrupted run).
@@ -98,7 +98,7 @@ class _Job:
         self, model: ReadableModel, rows: TextRows, sites: list[str], folder: Path, config: HarvestConfig
     ) -> None:
         self._rows, self._folder, self._config = rows, folder, config
-        self._collector = _collector(model, sites, config)
+        self._collector = _collector(model, sites, config, is_padded(rows))
         self._rows_per_shard = _rows_per_shard(_row_bytes(self._collector), config)
         self._identity: dict[str, Any] = {
             "model": {
@@ -174,7 +174,8 @@ class _Job:
         text_row, skip = int(cursor["start_row"]), int(cursor["skip"])
         for batch in self._rows.batches(self._config.rows_per_batch, start_row=text_row):
             cursor = {"start_row": text_row, **self._collector.state()}
-            columns = self._collector.collect(batch, text_row)
+            numbers = torch.arange(text_row, text_row + batch.tokens.shape[0])
+            columns = self._collector.collect(batch, numbers)
             end = min(columns["row"].shape[0], skip + self._config.max_tokens - total)
             writer.add(columns, skip, end, cursor)
             total += end - skip
@@ -230,13 +231,14 @@ def _dtype(model: ReadableModel, config: HarvestConfig) -> torch.dtype:
     return named.get(config.dtype, model.dtype)
 
 
-def _collector(model: ReadableModel, sites: Sequence[str], config: HarvestConfig) -> Collector:
+def _collector(model: ReadableModel, sites: Sequence[str], config: HarvestConfig, padded: bool = False) -> Collector:
     return Collector(
         model,
         sites,
         dtype=_dtype(model, config),
         outlier_norm=config.outlier_norm,
         gradients=config.gradients,
+        padded=padded,
     )
 
 

@@ -78,7 +78,7 @@ def write_shard(folder: Path, file: str, tensors: Mapping[str, Shaped[Tensor, "r
     with atomic_writer(folder / file) as out:
         out.write(head)
         for name in names:
-            out.write(memoryview(raw[name]))
+            out.write(raw[name].data)
     sums = {HEADER: _crc(head)} | {name: _crc(raw[name]) for name in sorted(names)}
     return ShardInfo(file, next(iter(tensors.values())).shape[0], len(head) + offset, sums)
 
