@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from saelab.core.progress import set_progress
+
+if TYPE_CHECKING:
+    from saelab.analysis.evaluation import Evaluation
+    from saelab.workflows.demo import DemoResult
+    from saelab.workflows.show import FeatureCard
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -46,3 +51,77 @@ def format_value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if abs(value) < 10000 else f"{value:,.0f}"
+
+
+NOTES = {
+    "FVU": "fraction of variance unexplained: 0 perfect, 1 = predicting the mean",
+    "L0": "features per token",
+    "CE recovered": "(CE zero - CE SAE) / (CE zero - CE clean)",
+    "CE clean": "next-token loss (nats) of the model as it is",
+    "CE SAE": "with the activation replaced by its reconstruction",
+    "CE zero": "replaced by zeros",
+    "CE mean": "replaced by its mean",
+    "KL": "clean model || spliced model, nats",
+    "dead": "features that never fired on the held-out tokens",
+    "dense": "features on more than 10 % of tokens",
+}
+
+
+def evaluation_table(evaluation: "Evaluation", title: str = "held-out evaluation") -> Table:
+    """The table of ``saelab eval`` and of the demo."""
+    e = evaluation
+    values = {
+        "FVU": e.fvu,
+        "L0": e.l0,
+        "CE recovered": e.ce_recovered,
+        "CE clean": e.ce_clean,
+        "CE SAE": e.ce_sae,
+        "CE zero": e.ce_zero,
+        "CE mean": e.ce_mean,
+        "KL": e.kl_sae,
+        "cosine": e.cosine,
+        "dead": f"{e.dead_fraction:.2%}",
+        "dense": f"{e.dense_fraction:.2%}",
+        "tokens": e.n_tokens,
+    }
+    return key_value_table(f"{title}: {e.sae} d_in {e.d_in} d_sae {e.d_sae}, {e.site} of {e.model}", values, NOTES)
+
+
+def print_demo(result: "DemoResult") -> None:
+    """The end of ``saelab demo``: numbers, speeds, three features, and what to type next."""
+    from saelab.workflows.show import example_features, feature_cards
+
+    out.print(evaluation_table(result.evaluation))
+    speeds = Table(box=None, title="speed", title_justify="left", padding=(0, 2, 0, 0))
+    for name in ("stage", "tokens", "seconds", "tokens/s"):
+        speeds.add_column(
+            name, justify="left" if name == "stage" else "right", style="cyan" if name == "stage" else None
+        )
+    for stage, seconds in result.seconds.items():
+        tokens = result.tokens[stage]
+        speeds.add_row(stage, f"{tokens:,}", f"{seconds:.1f}", f"{tokens / seconds:,.0f}")
+    out.print(speeds)
+    for card in feature_cards(result.paths["features"], example_features(result.features), 5):
+        print_feature(card)
+    out.print("next:", style="bold")
+    features, sae = result.paths["features"], result.paths["sae"]
+    for line in (
+        f"saelab show {features} --feature 123 --contexts 12",
+        f"saelab eval {sae} --text PATH/TO/YOUR/CODE --max_tokens 20000",
+        f"saelab train configs/demo-topk.yaml --store {result.paths['store']} --sae.k 16 --out runs/k16",
+        "saelab sites embedded",
+    ):
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def print_feature(card: "FeatureCard") -> None:
+    """One feature: its summary line, the tokens it speaks for, and its top contexts in colour."""
+    from saelab.features.render import render_context
+
+    out.print()
+    out.print(f"feature {card.index}", style="bold", end="  ")
+    out.print(f"on {card.density:.3%} of tokens, max {card.max:.3g}", style="dim")
+    if card.promotes:
+        out.print("  promotes ", *(repr(token) for token in card.promotes), style="green", markup=False)
+    for context in card.contexts:
+        out.print(render_context(context), soft_wrap=False, overflow="ellipsis", no_wrap=True)

@@ -118,7 +118,7 @@ def _flatten(annotation: Any) -> list[Any]:
 
 
 def _metavar(annotation: Any) -> str:
-    names = []
+    names: list[str] = []
     for choice in _flatten(annotation):
         if typing.get_origin(choice) is typing.Literal:
             names.extend(str(a) for a in typing.get_args(choice))

@@ -1,7 +1,5 @@
 """``saelab sites``: the hook points of a model."""
 
-import click
-
 from saelab.cli.options import config_command
 from saelab.workflows.corpus import ModelJob
 

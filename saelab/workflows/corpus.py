@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
 from saelab.core.config import Config
 from saelab.models.tokens import TokensConfig
 
@@ -38,7 +36,7 @@ class CorpusJob(ModelJob):
     """Text: a file, a folder, .jsonl, .parquet, 'hf:owner/name', 'stdlib:train' or 'stdlib:heldout'."""
     column: str = "text"
     """Column that holds the text in .jsonl, .parquet and Hugging Face datasets."""
-    tokens: TokensConfig = Field(default_factory=TokensConfig)
+    tokens: TokensConfig = TokensConfig()
     """How the text becomes rows of tokens."""
 
     def rows(self, model: "SubjectModel") -> "TokenRows":

@@ -56,10 +56,10 @@ def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool
 
 def open_job(job: SaeCorpusJob) -> tuple[Any, Any, Any, str]:
     """Load what a :class:`SaeCorpusJob` names: model, SAE, rows of text, site."""
-    from saelab.sae.folder import load_sae, read_meta
+    from saelab.sae.folder import load_meta, load_sae
 
     sae = load_sae(job.sae, device=job.device)
-    recorded = read_meta(job.sae).get("provenance", {})
+    recorded = load_meta(job.sae).get("provenance", {})
     model_name = job.model or recorded.get("model")
     site = job.site or recorded.get("site")
     text = job.text or DEFAULT_TEXT.get(recorded.get("text", ""), recorded.get("text"))

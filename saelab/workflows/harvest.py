@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from saelab.activations.harvest import HarvestConfig, estimate_bytes, harvest
+from saelab.activations.harvest import HarvestConfig, harvest
 from saelab.core.artifacts import human_bytes
 from saelab.workflows.corpus import CorpusJob
 
@@ -34,11 +34,18 @@ def run_harvest(
     ``say`` receives one line with the disk use before anything is written.
     """
     model = job.load()
-    rows = job.rows(model)
-    needed = estimate_bytes(model, rows, job.sites, job.harvest)
-    say(f"{job.model} at {', '.join(job.sites)} on {job.text}: at most {human_bytes(needed)} in {out}")
+    where = f"{job.model} at {', '.join(job.sites)} on {job.text}"
     started = time.perf_counter()
-    store = harvest(model, rows, job.sites, out, job.harvest, force=force, resume=resume)
+    store = harvest(
+        model,
+        job.rows(model),
+        job.sites,
+        out,
+        job.harvest,
+        force=force,
+        resume=resume,
+        on_estimate=lambda needed: say(f"{where}: at most {human_bytes(needed)} in {out}"),
+    )
     seconds = time.perf_counter() - started
     size = sum(f.stat().st_size for f in Path(out).rglob("*") if f.is_file())
     say(f"{store.n_rows:,} rows, {human_bytes(size)}, {seconds:.1f} s")

@@ -1,0 +1,28 @@
+"""``saelab demo``: the main job, end to end, in a few minutes."""
+
+import json
+
+import click
+
+from saelab.cli.options import config_command, force_option, json_option, out_option
+from saelab.workflows.demo import DemoJob, run_demo
+
+
+def _demo(job: DemoJob, out: str, force: bool, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        result = run_demo(job, out, force=force, say=(lambda text: None) if as_json else console.say)
+    if as_json:
+        click.echo(json.dumps(result.to_dict()))
+    else:
+        console.print_demo(result)
+
+
+command = config_command(
+    "demo",
+    DemoJob,
+    _demo,
+    extra=[out_option("Folder for everything the demo makes.", default="saelab-demo"), force_option(), json_option()],
+    help_text="Harvest, train, evaluate and build on the embedded model; then three features and what to type next.",
+)
