@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +20,7 @@ class Batch:
     """Gradient of the summed next-token loss with respect to ``x`` (gradient SAEs)."""
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """An endless, seeded, resumable sequence of batches."""
 

@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _state = {"enabled": True}
 
 
+@runtime_checkable
 class Bar(Protocol):
     """What a long-running function reports to."""
 
