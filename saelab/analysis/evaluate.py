@@ -28,6 +28,7 @@ from saelab.core.statistics import IntegerCounts, Moments
 from saelab.features.protocols import Dictionary, Model, Replace, Rows
 from saelab.features.rows import (
     Piece,
+    describe_rows,
     dictionary_name,
     encode_in_parts,
     pieces,
@@ -93,6 +94,7 @@ def evaluate(
         model_fingerprint=model.fingerprint,
         source=source_name(rows),
         source_fingerprint=source_fingerprint(rows),
+        rows=describe_rows(rows),
         sae=dictionary_name(sae),
         d_in=sae.d_in,
         d_sae=sae.d_sae,

@@ -88,6 +88,8 @@ class Evaluation:
     """Name of the text."""
     source_fingerprint: str
     """Fingerprint of the text."""
+    rows: dict[str, Any]
+    """How the text was cut into rows of tokens."""
     sae: str
     """The SAE's architecture or class."""
     d_in: int
@@ -102,11 +104,11 @@ class Evaluation:
         return dataclasses.asdict(self)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row of all scalar fields (percentiles as ``l0_p50`` ...; ``l0_counts`` left out)."""
+        """One row of all scalar fields (percentiles as ``l0_p50`` ...; ``l0_counts`` and ``rows`` left out)."""
         import pandas as pd
 
         row = self.to_dict()
-        row.pop("l0_counts")
+        del row["l0_counts"], row["rows"]
         row |= {f"l0_p{q}": value for q, value in row.pop("l0_percentiles").items()}
         return pd.DataFrame([row])
 

@@ -173,7 +173,9 @@ class TopK:
 
     def update(self, values: np.ndarray, ids: np.ndarray) -> None:
         """Take in one value for each id; an id is given once over the whole stream."""
-        if len(self.values) == self.k and self.k:
+        if not self.k:
+            return
+        if len(self.values) == self.k:
             hopeful = values >= self.values[-1]
             values, ids = values[hopeful], ids[hopeful]
         elif len(values) > self.k:

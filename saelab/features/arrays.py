@@ -1,6 +1,8 @@
 """Plain ``.npy`` files: written piece by piece without knowing their length, read as memory maps."""
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,6 +53,24 @@ class NpyWriter:
             self._file.close()
         except OSError as error:
             raise output_error(self.path, error) from error
+
+    def abandon(self) -> None:
+        """Close the file without a header: it is no array."""
+        if self._file is not None:
+            self._file.close()
+
+
+@contextmanager
+def npy_writers(folder: Path, dtypes: Mapping[str, Any]) -> Iterator[dict[str, NpyWriter]]:
+    """Open several files below ``folder``; they become arrays when the block ends without error."""
+    files = {name: NpyWriter(folder / name, np.dtype(dtype)) for name, dtype in dtypes.items()}
+    try:
+        yield files
+        for file in files.values():
+            file.close()
+    finally:
+        for file in files.values():
+            file.abandon()
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

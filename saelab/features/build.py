@@ -28,7 +28,7 @@ from saelab.features.arrays import write_npy
 from saelab.features.encode import Totals, encode_text
 from saelab.features.protocols import Dictionary, Model, Rows
 from saelab.features.ragged import Array
-from saelab.features.rows import dictionary_name, require_fit, source_fingerprint, source_name
+from saelab.features.rows import describe_rows, dictionary_name, require_fit, source_fingerprint, source_name
 from saelab.features.store import KIND, SUMMARY, FeatureStore, open_features
 from saelab.features.transpose import Transposer
 from saelab.features.vocabulary import token_bytes, write_vocabulary
@@ -87,6 +87,7 @@ def build_features(
             "site": site,
             "source": source_name(rows),
             "source_fingerprint": source_fingerprint(rows),
+            "rows": describe_rows(rows),
             "sae": dictionary_name(sae),
             "sae_fingerprint": dictionary_fingerprint(sae),
             "d_in": sae.d_in,

@@ -1,8 +1,9 @@
 """First pass of a build: text -> token table and the code matrix by token, appended to disk as it is made."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from saelab.core.code import SparseCode
 from saelab.core.progress import progress
-from saelab.features.arrays import NpyWriter
+from saelab.features.arrays import NpyWriter, npy_writers
 from saelab.features.protocols import Dictionary, Model, Rows
 from saelab.features.rows import Piece, encode_in_parts, pieces, read_site, require_finite
 
@@ -41,23 +42,27 @@ class Totals:
         return int(self.count.sum())
 
 
+@contextmanager
+def encoder(folder: Path, d_sae: int) -> Iterator["Encoder"]:
+    """Open an :class:`Encoder`; its files are complete when the block ends without error."""
+    dtypes = {
+        IDS: np.int32,
+        KEEP: np.bool_,
+        ROW_OFFSETS: np.int64,
+        INDPTR: np.int64,
+        INDICES: np.uint16 if d_sae <= 1 << 16 else np.uint32,
+        VALUES: np.float32,
+    }
+    with npy_writers(folder, dtypes) as files:
+        yield Encoder(files, d_sae)
+
+
 class Encoder:
     """Writes the token table and the code matrix by token of a feature store."""
 
-    def __init__(self, folder: Path, d_sae: int) -> None:
-        index = np.dtype(np.uint16 if d_sae <= 1 << 16 else np.uint32)
+    def __init__(self, files: dict[str, NpyWriter], d_sae: int) -> None:
         self.totals = Totals(np.zeros(d_sae, np.int64), np.zeros(d_sae), np.zeros(d_sae, np.float32))
-        self._files: dict[str, NpyWriter] = {
-            name: NpyWriter(folder / name, np.dtype(dtype))
-            for name, dtype in (
-                (IDS, np.int32),
-                (KEEP, np.bool_),
-                (ROW_OFFSETS, np.int64),
-                (INDPTR, np.int64),
-                (INDICES, index),
-                (VALUES, np.float32),
-            )
-        }
+        self._files = files
         self._files[ROW_OFFSETS].append(np.zeros(1))
         self._files[INDPTR].append(np.zeros(1))
         self._nnz = 0
@@ -86,12 +91,6 @@ class Encoder:
         np.add.at(totals.total, indices, values.astype(np.float64))
         np.maximum.at(totals.maximum, indices, values)
 
-    def close(self) -> Totals:
-        """Finish the files and return the counts."""
-        for file in self._files.values():
-            file.close()
-        return self.totals
-
 
 @torch.no_grad()
 def encode_text(
@@ -105,17 +104,16 @@ def encode_text(
     rows_per_batch: int,
 ) -> Totals:
     """Run the model and the SAE over the rows and write what they say to ``folder``."""
-    encoder = Encoder(folder, sae.d_sae)
-    with progress("encode", max_tokens) as bar:
+    with encoder(folder, sae.d_sae) as writer, progress("encode", max_tokens) as bar:
         for piece in pieces(rows, rows_per_batch, max_tokens):
             x = read_site(model, piece.tokens, site)
             require_finite(x, piece, site)
-            encoder.add(piece, encode_in_parts(sae, x[piece.keep.to(x.device)], site).positive())
+            writer.add(piece, encode_in_parts(sae, x[piece.keep.to(x.device)], site).positive())
             bar.advance(piece.n_kept)
-    return encoder.close()
+    return writer.totals
 
 
-def _sorted_entries(code: SparseCode) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _sorted_entries(code: SparseCode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features (rising within each token), values, and number of entries of each token."""
     order = torch.argsort(code.rows() * code.d_sae + code.indices)
     return code.indices[order].cpu().numpy(), code.values[order].cpu().numpy(), code.offsets.diff().cpu().numpy()

@@ -5,12 +5,10 @@ as their bit patterns do, so sorting (list << 32 | bits) as one array of integer
 loop over lists.
 """
 
-from typing import Any
-
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray
 
 
 def list_of_each(offsets: Int64[np.ndarray, " lists_plus_1"]) -> Int64[np.ndarray, " n"]:
@@ -50,8 +48,8 @@ def top_entries(
     kept = np.minimum(counts, k)
     if in_order is None:
         in_order = sorted_within(offsets, values)
-    full = counts > 0
-    least = np.zeros(len(counts), np.float32)
+    full = kept > 0
+    least = np.full(len(counts), np.inf, np.float32)
     least[full] = in_order[(offsets[1:] - kept)[full]]
     lists = list_of_each(offsets)
     candidates = np.flatnonzero(values >= least[lists])
@@ -72,9 +70,7 @@ def runs(*columns: Array) -> Int64[np.ndarray, " runs"]:
     return np.flatnonzero(change)
 
 
-def largest_of_runs(
-    starts: Int64[np.ndarray, " runs"], values: Float32[np.ndarray, " n"]
-) -> Int64[np.ndarray, " runs"]:
+def largest_of_runs(starts: Int64[np.ndarray, " runs"], values: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " runs"]:
     """Position of the largest value of each run, the first of equals."""
     if not len(starts):
         return starts

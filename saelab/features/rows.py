@@ -1,7 +1,8 @@
 """Taking rows of text, up to a number of tokens, and checking what the model says at them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,18 +43,23 @@ def pieces(rows: Rows, rows_per_batch: int, max_tokens: int | None) -> Iterator[
             f"rows_per_batch ({rows_per_batch}) and max_tokens ({max_tokens}) must be at least 1; give positive numbers"
         )
     row, kept = 0, 0
-    for batch in rows.batches(rows_per_batch):
-        tokens, keep = batch.tokens, batch.keep
-        if max_tokens is not None:
-            before = kept + keep.sum(1).cumsum(0) - keep.sum(1)
-            wanted = int((before < max_tokens).sum())
-            tokens, keep = tokens[:wanted], keep[:wanted]
-        if tokens.shape[0]:
-            kept += int(keep.sum())
-            yield Piece(row, tokens, keep)
-            row += tokens.shape[0]
-        if max_tokens is not None and kept >= max_tokens:
-            break
+    batches = rows.batches(rows_per_batch)
+    try:
+        for batch in batches:
+            tokens, keep = batch.tokens, batch.keep
+            if max_tokens is not None:
+                before = kept + keep.sum(1).cumsum(0) - keep.sum(1)
+                wanted = int((before < max_tokens).sum())
+                tokens, keep = tokens[:wanted], keep[:wanted]
+            if tokens.shape[0]:
+                kept += int(keep.sum())
+                yield Piece(row, tokens, keep)
+                row += tokens.shape[0]
+            if max_tokens is not None and kept >= max_tokens:
+                break
+    finally:
+        if isinstance(batches, Generator):  # the rows may be read ahead by a thread: let it end
+            batches.close()
     if not kept:
         raise TextError(f"{source_name(rows)} holds no tokens to look at; give text longer than its special tokens")
 
@@ -68,6 +74,12 @@ def source_fingerprint(rows: Rows) -> str:
     """Fingerprint of that text (``""`` when the rows do not say)."""
     source = getattr(rows, "source", None)
     return str(getattr(source, "fingerprint", None) or getattr(rows, "fingerprint", None) or "")
+
+
+def describe_rows(rows: Rows) -> dict[str, Any]:
+    """How the text was cut into rows: context, packing, BOS (empty when the rows do not say)."""
+    describe = getattr(rows, "describe", None)
+    return dict(describe()) if callable(describe) else {}
 
 
 def dictionary_name(sae: Dictionary) -> str:

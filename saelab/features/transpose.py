@@ -12,15 +12,15 @@ for each entry.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from saelab.core.artifacts import output_error
-from saelab.core.progress import Bar, progress
-from saelab.features.arrays import NpyWriter, map_npy
+from saelab.core.progress import progress
+from saelab.features.arrays import NpyWriter, map_npy, npy_writers
 from saelab.features.encode import IDS, INDICES, INDPTR, ROW_OFFSETS, VALUES, Totals
 from saelab.features.ragged import Array
 from saelab.features.summary import COLUMNS, Part, summarise, summarise_large
@@ -57,38 +57,37 @@ class Transposer:
         self.columns = {name: np.zeros(len(totals.count), dtype) for name, dtype in COLUMNS.items()}
         token = np.dtype(np.uint32 if totals.n_tokens < 1 << 32 else np.int64)
         self.record = np.dtype([("feature", np.uint32), ("token", token), ("id", np.int32), ("value", np.float32)])
-        entry = np.dtype(np.uint32 if totals.nnz < 1 << 32 else np.int64)
-        self.files = {
-            name: NpyWriter(folder / name, np.dtype(dtype))
-            for name, dtype in (
-                (F_INDPTR, np.int64),
-                (F_TOKENS, token),
-                (F_VALUES, np.float32),
-                (TOP_INDPTR, np.int64),
-                (TOP_ENTRIES, entry),
-                (TOP_ROWS_INDPTR, np.int64),
-                (TOP_ROWS_ENTRIES, entry),
-            )
+        entry = np.uint32 if totals.nnz < 1 << 32 else np.int64
+        self.dtypes = {
+            F_INDPTR: np.int64,
+            F_TOKENS: token,
+            F_VALUES: np.float32,
+            TOP_INDPTR: np.int64,
+            TOP_ENTRIES: entry,
+            TOP_ROWS_INDPTR: np.int64,
+            TOP_ROWS_ENTRIES: entry,
         }
+        self.files: dict[str, NpyWriter] = {}
 
     def run(self) -> dict[str, Array]:
         """Write the files by feature and return the summary columns."""
         scratch = self.folder / SCRATCH
         scratch.mkdir(exist_ok=True)
-        for name in (TOP_INDPTR, TOP_ROWS_INDPTR):
-            self.files[name].append(np.zeros(1))
-        with progress("transpose", 2 * self.totals.nnz, unit="entries") as bar:
-            self._scatter(scratch, bar)
+        with (
+            npy_writers(self.folder, self.dtypes) as self.files,
+            progress("transpose", 2 * self.totals.nnz, unit="entries") as bar,
+        ):
+            for name in (TOP_INDPTR, TOP_ROWS_INDPTR):
+                self.files[name].append(np.zeros(1))
+            self._scatter(scratch, bar.advance)
             for bucket in range(len(self.bounds) - 1):
                 self._gather(scratch / str(bucket), int(self.bounds[bucket]), int(self.bounds[bucket + 1]))
                 bar.advance(int(np.diff(self.offsets[self.bounds[bucket : bucket + 2]])[0]))
-        self.files[F_INDPTR].append(self.offsets)
-        for file in self.files.values():
-            file.close()
+            self.files[F_INDPTR].append(self.offsets)
         shutil.rmtree(scratch)
         return self.columns
 
-    def _scatter(self, scratch: Path, bar: Bar) -> None:
+    def _scatter(self, scratch: Path, advance: Callable[[float], None]) -> None:
         """Append every entry, in token order, to the file of its bucket."""
         bucket_of = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
         bucket_of = bucket_of.astype(np.uint16 if len(self.bounds) < 1 << 16 else np.uint32)
@@ -103,7 +102,7 @@ class Transposer:
                         file.write(records[order[cuts[number] : cuts[number + 1]]].tobytes())
                 except OSError as error:
                     raise output_error(path, error) from error
-            bar.advance(len(records))
+            advance(len(records))
 
     def _by_token(self) -> Iterator[Array]:
         """Yield the entries of the matrix by token as records, at most ``capacity`` (or those of one token) at once."""
