@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelab.core.code import SparseCode
 from saelab.kernels.dispatch import Impl, use_sparse
-from saelab.kernels.segments import bag_sum, entry_dots, grouped_sum, rows_of
+from saelab.kernels.segments import bag_sum, entry_dots, group_by, grouped_sum, rows_of
 
 
 def decode(
@@ -70,17 +70,18 @@ class _SparseDecode(torch.autograd.Function):
         values, w_dec, indices, offsets, block, block_values = ctx.saved_tensors
         needs_values, needs_w = ctx.needs_input_grad[:2]
         rows = rows_of(offsets, indices.numel())
+        groups = group_by(indices, w_dec.shape[0])
         dvalues = dw = dblock = None
         if needs_values and g is not None:
-            dvalues = entry_dots(g, w_dec, indices, rows)
+            dvalues = entry_dots(g, w_dec, indices, rows, groups)
         if needs_w:
             dw = (
                 torch.zeros_like(w_dec)
                 if g is None
-                else grouped_sum(g.contiguous(), rows, indices, w_dec.shape[0], values)
+                else grouped_sum(g.contiguous(), rows, indices, w_dec.shape[0], values, groups)
             )
-        if g_block is not None and block.numel():
-            if dw is not None:
+        if g_block is not None:
+            if dw is not None and block.numel():
                 dw.index_add_(0, block, block_values.T @ g_block)
             dblock = g_block @ w_dec[block].T
         return dvalues, dw, None, None, None, dblock
