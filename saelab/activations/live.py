@@ -183,7 +183,7 @@ class _Feed:
         """Some rows, for their shapes and dtypes."""
         return {name: self._rows[name] for name in self.names}
 
-    def take_into(self, buffer: Columns, slots: Int64[Tensor, " n"]) -> None:
+    def take_into(self, buffer: Columns, slots: Int64[Tensor, " m"]) -> None:
         """Put the next rows into the given slots."""
         done = 0
         while done < slots.numel():

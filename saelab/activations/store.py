@@ -8,7 +8,7 @@ Shuffling happens when reading (:mod:`saelab.activations.stream`), so one store 
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64, Shaped
@@ -24,6 +24,7 @@ KIND = "activation-store"
 COLUMNS = ("token_id", "row", "position")
 
 
+@runtime_checkable
 class HasFingerprint(Protocol):
     """What :meth:`ActivationStore.check_model` needs of a model."""
 

@@ -74,7 +74,7 @@ def load_plain(name: str, dtype: str, device: str, revision: str | None) -> Load
                 source, dtype=DTYPES[dtype], revision=revision, use_safetensors=True, trust_remote_code=False
             )
             plain = plain.to(device)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # transformers and safetensors raise many kinds for a bad name or a bad file
         raise _load_error(name, folder, error) from error
     plain = cast(nn.Module, plain).eval().requires_grad_(False)
     files = folder or _hub_folder(name, cast(Any, plain).config)

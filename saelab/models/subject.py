@@ -1,5 +1,6 @@
 """The subject model: read the activation at a site, or replace it by a function of itself, in a running model."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -143,7 +144,10 @@ class SubjectModel:
                 with hooked(self.plain, wanted, visit):
                     return call(self.plain, tokens)
             hooks = [(site.name, _bridge_hook(site, visit)) for site in wanted]
-            return cast(Tensor, self.bridge.run_with_hooks(tokens, fwd_hooks=hooks))
+            with warnings.catch_warnings():
+                # The bridge says that editing a normalised value changes the rounding; that is what was asked for.
+                warnings.filterwarnings("ignore", message="A forward hook edited")
+                return cast(Tensor, self.bridge.run_with_hooks(tokens, fwd_hooks=hooks))
 
     def read_with_gradient(
         self, tokens: Int[Tensor, "b t"], keep: Bool[Tensor, "b t"], sites: Sequence[str]
