@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Integer
 
 from saelab.core.errors import ConfigError
 from saelab.core.statistics import Histogram, HistogramResult
@@ -63,26 +63,35 @@ class Interval:
     """The drawn ones, strongest first."""
 
 
-def context_at(store: FeatureStore, i: int, token: int, before: int = 20, after: int = 10) -> Context:
-    """Return the text around one token, never past its row, with the values of feature i."""
-    row, row_start, row_stop = store.row_of(token)
-    start, stop = max(row_start, token - before), min(row_stop, token + after + 1)
+def contexts_at(
+    store: FeatureStore, i: int, chosen: Integer[np.ndarray, " contexts"], before: int = 20, after: int = 10
+) -> list[Context]:
+    """Return the text around each of some tokens, never past its row, with the values of feature i."""
     tokens, values = store.feature(i)
-    first, last = np.searchsorted(tokens, np.array([start, stop], tokens.dtype))
-    dense = np.zeros(stop - start, np.float32)
-    dense[tokens[first:last].astype(np.int64) - start] = values[first:last]
-    ids = store.token_ids(start, stop)
-    return Context(
-        feature=i,
-        tokens=tuple(store.vocabulary.strings(ids)),
-        token_ids=ids.astype(np.int64),
-        values=dense,
-        peak=token - start,
-        row=row,
-        position=token - row_start,
-        start=start,
-        text=store.vocabulary.text(ids),
-    )
+    chosen = chosen.astype(np.int64)
+    rows, row_starts, row_stops = store.rows_of(chosen)
+    starts, stops = np.maximum(row_starts, chosen - before), np.minimum(row_stops, chosen + after + 1)
+    firsts, lasts = (np.searchsorted(tokens, edges.astype(tokens.dtype)) for edges in (starts, stops))
+    contexts = []
+    columns = (chosen, rows, row_starts, starts, stops, firsts, lasts)
+    for token, row, row_start, start, stop, first, last in zip(*(c.tolist() for c in columns), strict=True):
+        dense = np.zeros(stop - start, np.float32)
+        dense[tokens[first:last].astype(np.int64) - start] = values[first:last]
+        ids = store.token_ids(start, stop)
+        contexts.append(
+            Context(
+                feature=i,
+                tokens=tuple(store.vocabulary.strings(ids)),
+                token_ids=ids.astype(np.int64),
+                values=dense,
+                peak=token - start,
+                row=row,
+                position=token - row_start,
+                start=start,
+                text=store.vocabulary.text(ids),
+            )
+        )
+    return contexts
 
 
 def top_contexts(
@@ -100,7 +109,7 @@ def top_contexts(
     entries = store.strongest(i, distinct_rows)
     if n > len(entries) == TOP:
         entries = _strongest_of_all(store, tokens, values, n, distinct_rows)
-    return [context_at(store, i, int(tokens[entry]), before, after) for entry in entries[:n]]
+    return contexts_at(store, i, tokens[entries[:n]], before, after)
 
 
 def _strongest_of_all(store: FeatureStore, tokens: Array, values: Array, n: int, distinct_rows: bool) -> Array:
@@ -151,7 +160,7 @@ def interval_samples(
     for part, (low, high) in zip(parts, edges, strict=True):
         drawn = generator.choice(part, min(per_interval, len(part)), replace=False) if len(part) else part
         drawn = drawn[np.lexsort((drawn, -values[drawn]))]
-        contexts = tuple(context_at(store, i, int(tokens[entry]), before, after) for entry in drawn)
+        contexts = tuple(contexts_at(store, i, tokens[drawn], before, after))
         intervals.append(Interval(low, high, len(part), contexts))
     return intervals[::-1]
 

@@ -118,9 +118,16 @@ class FeatureStore:
         """Return the row of text that a token is in, and where that row starts and stops."""
         if not 0 <= token < self.n_tokens:
             raise StoreError(f"token {token} does not exist; {self.path} holds tokens 0 to {self.n_tokens - 1}")
+        row, start, stop = self.rows_of(np.array([token]))
+        return int(row[0]), int(start[0]), int(stop[0])
+
+    def rows_of(
+        self, tokens: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Return the rows of text that tokens are in, and where those rows start and stop."""
         offsets = self.array(encode.ROW_OFFSETS)
-        row = int(np.searchsorted(offsets, token, side="right")) - 1
-        return row, int(offsets[row]), int(offsets[row + 1])
+        rows = np.searchsorted(offsets, tokens, side="right") - 1
+        return rows, offsets[rows], offsets[rows + 1]
 
     # the code matrix --------------------------------------------------------------------------------------------
 

@@ -72,18 +72,18 @@ def write_vocabulary(folder: Path, pieces: Sequence[bytes]) -> None:
 
 
 class Vocabulary:
-    """The bytes of all tokens of a feature store, memory-mapped."""
+    """The bytes of all tokens of a feature store."""
 
     def __init__(self, folder: Path) -> None:
-        self._offsets = map_npy(folder / OFFSETS)
-        self._bytes = map_npy(folder / BYTES)
+        self._offsets: list[int] = map_npy(folder / OFFSETS).tolist()
+        self._bytes = map_npy(folder / BYTES).tobytes()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def bytes_of(self, token_id: int) -> bytes:
         """Bytes of one token."""
-        return bytes(self._bytes[self._offsets[token_id] : self._offsets[token_id + 1]])
+        return self._bytes[self._offsets[token_id] : self._offsets[token_id + 1]]
 
     def strings(self, token_ids: Sequence[int] | np.ndarray) -> list[str]:
         r"""Each token as text, its parts of characters as ``\xe2``."""
