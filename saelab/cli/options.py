@@ -136,7 +136,9 @@ def _plain(default: Any) -> str:
 def out_option(help_text: str, default: str | None = None) -> click.Option:
     """``--out DIR``, required unless it has a default."""
     shown = f"{help_text}  [default: {default}]" if default else help_text
-    return click.Option(["--out"], metavar="DIR", required=default is None, default=default, help=shown)
+    if default is None:
+        return click.Option(["--out"], metavar="DIR", required=True, help=shown)
+    return click.Option(["--out"], metavar="DIR", default=default, help=shown)
 
 
 def force_option() -> click.Option:

@@ -104,7 +104,8 @@ def config_members(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
+    # A typo shows as an unknown key and a missing one; the unknown key is the one to name.
+    problem = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
     rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":

@@ -5,12 +5,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from saelab.core.artifacts import output_error
 from saelab.core.errors import ConfigError, SaelabError, nearest
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Receives the metrics of a run now and then."""
 

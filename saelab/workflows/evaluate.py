@@ -35,6 +35,8 @@ class SaeCorpusJob(Config):
     """Tokens to read."""
     rows_per_batch: int = Field(default=16, ge=1)
     """Rows of text in one forward pass."""
+    other_model: bool = False
+    """Allow a model other than the one the SAE was trained on (a fine-tuned version of it, say)."""
 
 
 class EvaluateJob(SaeCorpusJob):
@@ -76,6 +78,11 @@ def open_job(job: SaeCorpusJob) -> tuple[Any, Any, Any, str]:
         tokens=job.tokens or TokensConfig(**recorded.get("tokens", {})),
     )
     model = corpus.load()
+    if recorded.get("model_fingerprint", model.fingerprint) != model.fingerprint and not job.other_model:
+        raise ConfigError(
+            f"{job.sae} was trained on {recorded['model']} with fingerprint {recorded['model_fingerprint']}, but "
+            f"{model_name} has {model.fingerprint}; give that --model, or --other_model true if you mean it"
+        )
     if model.width(str(site)) != sae.d_in:
         raise ConfigError(
             f"{job.sae} takes activations of width {sae.d_in}, but {model_name} has width {model.width(str(site))} "

@@ -38,6 +38,8 @@ class TrainJob(Config):
     """Activation store to train on."""
     live: LiveJob | None = None
     """Instead of a store: the model and text to take activations from while training."""
+    model: str | None = None
+    """Model that the store must come from; when given, a store written by another model is refused."""
     site: str | None = None
     """Site to train on; may be left out when the store holds one site."""
     target_site: str | None = None
@@ -147,6 +149,8 @@ def _open_data(job: TrainJob, runs: list[FitConfig]) -> tuple["BatchSource", dic
         return stream, {**about, "site": job.site, "target_site": job.target_site, **_text_record(text)}
     assert job.store is not None
     store = open_store(job.store)
+    if job.model is not None:
+        store.check_model(_load(ModelJob(model=job.model)))
     site = _site_of(store.sites, job.site, job.store)
     model_record = store.manifest["model"]
     about = {
