@@ -209,3 +209,48 @@ def test_frame_and_repr():
     assert "\n" not in repr(result)
     assert len(repr(result)) < 250
     assert isinstance(result, Evaluation)
+
+
+def test_real_model_agrees_with_hugging_face(shared):
+    """Clean, zero- and mean-ablated cross-entropy of stories260K, recomputed with plain transformers hooks."""
+    from transformers import AutoModelForCausalLM
+
+    from saelab.models.subject import load_model
+    from saelab.models.text import open_text
+    from saelab.models.tokens import TokenRows, TokensConfig
+
+    model = load_model(str(shared / "stories260K"))
+    source = open_text(str(shared / "text" / "tinystories-600.jsonl"))
+    rows = TokenRows(model.tokenizer, source, TokensConfig(context=48), model.n_ctx)
+    site = "blocks.2.hook_resid_post"
+    result = evaluate(model, identity(64), rows, site, max_tokens=500, rows_per_batch=4)
+    assert result.n_tokens >= 500
+    assert result.rows["context"] == 48
+    assert (result.fvu, result.ce_recovered, result.kl_sae) == (0, 1, 0)
+
+    batch = next(rows.batches(result.n_rows))
+    plain = AutoModelForCausalLM.from_pretrained(shared / "stories260K", dtype=torch.float32).eval()
+    layer = plain.model.layers[2]
+
+    def cross_entropy(change):
+        def hook(module, inputs, output):
+            x = (output[0] if isinstance(output, tuple) else output).clone()
+            x = change(x)
+            return (x, *output[1:]) if isinstance(output, tuple) else x
+
+        handle = layer.register_forward_hook(hook)
+        with torch.no_grad():
+            logits = plain(batch.tokens).logits[:, :-1]
+        handle.remove()
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none")
+        return float(losses[batch.keep[:, 1:]].double().mean())
+
+    seen = []
+    clean = cross_entropy(lambda x: seen.append(x) or x)
+    mean = seen[0][batch.keep].mean(0)
+    assert result.ce_clean == pytest.approx(clean, rel=1e-5)
+    assert result.ce_zero == pytest.approx(cross_entropy(lambda x: x * ~batch.keep[..., None]), rel=1e-5)
+    assert result.ce_mean == pytest.approx(
+        cross_entropy(lambda x: torch.where(batch.keep[..., None], mean, x)), rel=1e-5
+    )
+    assert result.ce_clean < result.ce_mean < result.ce_zero
