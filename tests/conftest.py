@@ -26,6 +26,8 @@ install_import_hook(
     "tests.typecheck.check",
 )
 
+pytest_plugins = ["tests.made"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

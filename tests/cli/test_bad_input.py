@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import SITE, saelab
+from tests.made import SITE, saelab
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""Training from a YAML file: a grid on one pass, live data, resume after kill -9 through the command line."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from saelab.core.artifacts import file_checksum
+from saelab.core.errors import ConfigError
+from saelab.sae.folder import load_meta, load_sae
+from saelab.workflows.train import TrainJob, run_train
+from tests.made import SITE, saelab
+
+SMALL = {"d_sae": 128, "k": 8, "architecture": "topk"}
+TRAINING = {"tokens": 6000, "batch_size": 500, "checkpoint_every": 3, "log_every": 2}
+
+
+def test_grid_trains_all_combinations_on_one_pass(made, tmp_path):
+    job = TrainJob(
+        store=str(made / "store"), sae=SMALL, training=TRAINING, grid={"sae.k": [4, 8], "training.lr": [1e-3, 3e-3]}
+    )
+    results = run_train(job, tmp_path / "grid")
+    assert [r.name for r in results] == ["k=4_lr=0.001", "k=4_lr=0.003", "k=8_lr=0.001", "k=8_lr=0.003"]
+    alone = run_train(
+        TrainJob(store=str(made / "store"), sae=SMALL, training={**TRAINING, "lr": 3e-3}), tmp_path / "one"
+    )
+    assert file_checksum(results[3].path / "weights.safetensors") == file_checksum(
+        alone[0].path / "weights.safetensors"
+    )
+    meta = load_meta(alone[0].path)["provenance"]
+    assert meta["model"] == "embedded"
+    assert meta["site"] == SITE
+
+
+def test_live_training_needs_no_store(made, tmp_path):
+    live = {"model": "embedded", "text": str(made / "code.txt"), "tokens": {"context": 64}, "buffer_rows": 2000}
+    (result,) = run_train(TrainJob(live=live, site=SITE, sae=SMALL, training=TRAINING), tmp_path / "live")
+    assert load_sae(result.path).d_in == 192
+    assert result.metrics["fvu"] < 0.9
+
+
+def test_exactly_one_source(made):
+    with pytest.raises(ValueError, match="give either store"):
+        TrainJob(sae={**SMALL, "d_in": 4})
+    with pytest.raises(ConfigError, match=r"unknown key 'sae.kk'"):
+        TrainJob(store=str(made / "store"), sae=SMALL, grid={"sae.kk": [1]}).runs()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_minus_9_and_resume_gives_the_same_bits(made, tmp_path):
+    """The whole command, killed at random moments until it gets through, ends where an undisturbed one ends."""
+    arguments = [
+        "train", "configs/demo-topk.yaml", "--store", str(made / "store"), "--site", SITE, "--sae.d_sae", "128",
+        "--sae.k", "8", "--training.tokens", "60000", "--training.batch_size", "100",
+        "--training.checkpoint_every", "20",
+    ]  # fmt: skip
+    assert saelab(*arguments, "--out", tmp_path / "whole") == 0
+    rng, kills = random.Random(0), 0
+    command = [sys.executable, "-m", "saelab", "--quiet", *arguments, "--out", str(tmp_path / "killed"), "--resume"]
+    while True:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            assert process.wait(timeout=4 + 3 * rng.random() + kills) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert kills < 40
+    for name in ("weights.safetensors", "config.json", "meta.json"):
+        assert file_checksum(tmp_path / "whole/sae" / name) == file_checksum(tmp_path / "killed/sae" / name), name
+    logs = [(tmp_path / run / "sae/training.jsonl").read_text().splitlines() for run in ("whole", "killed")]
+    strip = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in log] for log in logs]
+    assert strip[0] == strip[1]
+    assert kills >= 1, "the run was over before it could be killed"
