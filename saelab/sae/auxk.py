@@ -43,14 +43,15 @@ def encode_with_aux(  # noqa: PLR0917
         aux = Block(dead, _keep_largest(block, context.aux_k).relu())
         return Encoding(SparseCode(indices, values.relu(), offsets, d_sae), aux)
     centered = x.detach() if center is None else (x - center).detach()
-    n, found = x.shape[0], select_topk(centered, w_enc_t[dead], b_enc[dead], context.aux_k, precision=context.precision)
+    n, kept = x.shape[0], min(context.aux_k, n_dead)
+    found = select_topk(centered, w_enc_t[dead], b_enc[dead], kept, precision=context.precision, impl=context.impl)
     aux_indices = dead[found.indices.reshape(-1)]
     both = pre_activations_at(
         x,
         w_enc_t,
         b_enc,
         torch.cat([indices, aux_indices]),
-        torch.cat([rows, rows_of_topk(n, context.aux_k, x.device)]),
+        torch.cat([rows, rows_of_topk(n, kept, x.device)]),
         center=center,
         known=None if known is None else torch.cat([known, found.values.reshape(-1)]),
         impl=context.impl,
@@ -58,7 +59,7 @@ def encode_with_aux(  # noqa: PLR0917
     values, aux_values = both[: indices.numel()], both[indices.numel() :]
     return Encoding(
         SparseCode(indices, values, offsets, d_sae),
-        SparseCode.from_topk(aux_indices.view(n, -1), aux_values.view(n, -1), d_sae),
+        SparseCode.from_topk(aux_indices.view(n, kept), aux_values.view(n, kept), d_sae),
     )
 
 

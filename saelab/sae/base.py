@@ -113,8 +113,8 @@ class SAE(nn.Module, ABC):
 
     # Inference: raw activations in and out ---------------------------------------------------------------------------
 
-    def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
-        """Return the code of raw activations; its values are in scaled units.
+    def encode(self, x: Float[Tensor, "..."]) -> SparseCode:
+        """Return the code of raw activations (N, d_in); its values are in scaled units.
 
         Raises :class:`ActivationError` when ``x`` is not a matrix of width d_in.
         """
@@ -127,8 +127,8 @@ class SAE(nn.Module, ABC):
         x_hat = decode(code, self.W_dec, self.b_dec)
         return x_hat if self.input_scale == 1.0 else x_hat / self.input_scale
 
-    def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
-        """Return the reconstruction of raw activations."""
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "n d_out"]:
+        """Return the reconstruction of raw activations (N, d_in)."""
         return self.decode(self.encode(x))
 
     @abstractmethod
@@ -251,11 +251,11 @@ class SAE(nn.Module, ABC):
         With z linear in (x, biases), dividing biases (and thresholds) by s divides z and f by s, so decoder rows keep
         their norm.
         """
-        folded = type(self)(self.config.model_copy(update={"input_scale": 1.0}), seed=None)
+        folded = type(self)(self.config.model_copy(update={"input_scale": 1.0}), seed=None).to(self.W_dec)
         folded.load_tensors(self.tensors())
         for name in self.in_code_units:
             folded.get_parameter_or_buffer(name).div_(self.input_scale)
-        return folded.to(self.W_dec.device).train(self.training).requires_grad_(self.W_dec.requires_grad)
+        return folded.train(self.training).requires_grad_(self.W_dec.requires_grad)
 
     def get_parameter_or_buffer(self, name: str) -> Tensor:
         """Return a parameter or buffer by name."""
