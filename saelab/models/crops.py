@@ -19,17 +19,30 @@ class CropSampler:
         context: tokens per row.
         bos_share: share of the rows that start with the separator.
         seed: fixes everything.
+        repeat_share: share of the rows that are a piece of the text, of an eighth to a half of the row, over and over;
+            they reward looking back for what came before, which short training on text alone does too little.
+        repeat_from: first row of the endless sequence that may be such a row.
 
     """
 
     def __init__(
-        self, documents: list[Int[np.ndarray, " n"]], separator: int, context: int, bos_share: float, seed: int
+        self,
+        documents: list[Int[np.ndarray, " n"]],
+        *,
+        separator: int,
+        context: int,
+        bos_share: float,
+        seed: int,
+        repeat_share: float = 0.0,
+        repeat_from: int = 0,
     ) -> None:
         self.documents = documents
         self.separator = separator
         self.context = context
         self.bos_share = bos_share
         self.seed = seed
+        self.repeat_share = repeat_share
+        self.repeat_from = repeat_from
         total = sum(len(document) + 1 for document in documents)
         # One context is lost to the random offset, one token to the shift between input and target.
         self.rows_per_epoch = (total - 1 - context) // context
@@ -62,4 +75,15 @@ class CropSampler:
         rows = stream[starts[:, None] + np.arange(self.context + 1)].astype(np.int64)
         with_bos = random.random(len(rows)) < self.bos_share
         rows[with_bos, 0] = self.separator
+        self._repeat(rows, epoch)
         self._rows, self._epoch = rows, epoch
+
+    def _repeat(self, rows: Int[np.ndarray, "rows width"], epoch: int) -> None:
+        """Turn some of the rows into a piece of themselves, repeated."""
+        # A stream of its own: the other rows are the same with and without repetition.
+        random = np.random.default_rng([self.seed, epoch, 1])
+        chosen = random.random(len(rows)) < self.repeat_share
+        chosen &= epoch * self.rows_per_epoch + np.arange(len(rows)) >= self.repeat_from
+        lengths = random.integers(max(1, self.context // 8), self.context // 2 + 1, len(rows))
+        for at in np.flatnonzero(chosen):
+            rows[at, 1:] = np.resize(rows[at, 1 : 1 + lengths[at]], self.context)

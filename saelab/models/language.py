@@ -1,7 +1,7 @@
 """How good a language model is: bits per byte of text, and the induction score."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,9 +60,8 @@ class Induction:
         return {**asdict(self), "score": self.score}
 
 
-@torch.inference_mode()
 def compression(
-    model: Any, tokenizer: Any, documents: Iterable[str], *, context: int, stride: int | None = None, rows: int = 16
+    model: Any, tokenizer: Any, documents: Iterable[str], *, context: int, stride: int | None = None, rows: int = 8
 ) -> Compression:
     """Measure how well a Hugging Face causal LM predicts ``documents``.
 
@@ -74,34 +73,47 @@ def compression(
         TextError: the documents hold no tokens.
 
     """
-    stride = stride or context // 2
     nats, tokens, size = 0.0, 0, 0
+
+    def counted() -> Iterator[str]:
+        nonlocal size
+        for document in documents:
+            size += len(document.encode())
+            yield document
+
+    for logits, targets in predictions(model, tokenizer, counted(), context=context, stride=stride, rows=rows):
+        nats += F.cross_entropy(logits, targets, reduction="sum").item()
+        tokens += len(targets)
+    if tokens == 0:
+        raise TextError("the documents hold no token to predict; give a text that is not empty")
+    return Compression(nats=nats, tokens=tokens, utf8_bytes=size)
+
+
+@torch.inference_mode()
+def predictions(
+    model: Any, tokenizer: Any, documents: Iterable[str], *, context: int, stride: int | None = None, rows: int = 8
+) -> Iterator[tuple[Float[Tensor, "n vocab"], Int[Tensor, " n"]]]:
+    """Yield logits and the tokens that came, for every token of every document once, in order (see compression)."""
+    stride = stride or context // 2
     pending: list[tuple[Tensor, Tensor]] = []
 
-    def flush() -> float:
-        total = 0.0
-        if pending:
-            inputs = torch.nn.utils.rnn.pad_sequence([a for a, _ in pending], batch_first=True)
-            targets = torch.nn.utils.rnn.pad_sequence([b for _, b in pending], batch_first=True, padding_value=-100)
-            logits = model(input_ids=inputs, use_cache=False).logits.float()
-            total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum").item()
-            pending.clear()
-        return total
+    def flush() -> tuple[Tensor, Tensor]:
+        inputs = torch.nn.utils.rnn.pad_sequence([a for a, _ in pending], batch_first=True)
+        targets = torch.nn.utils.rnn.pad_sequence([b for _, b in pending], batch_first=True, padding_value=-100)
+        pending.clear()
+        hit = targets != -100
+        return model(input_ids=inputs, use_cache=False).logits[hit].float(), targets[hit]
 
     for document in documents:
         ids = torch.tensor([tokenizer.bos_token_id, *tokenizer.backend_tokenizer.encode(document).ids])
-        size += len(document.encode())
-        tokens += len(ids) - 1
         for start, scored in windows(len(ids) - 1, context, stride):
             targets = ids[start + 1 : start + context + 1].clone()
             targets[: len(targets) - scored] = -100
             pending.append((ids[start : start + len(targets)], targets))
             if len(pending) == rows:
-                nats += flush()
-    nats += flush()
-    if tokens == 0:
-        raise TextError("the documents hold no token to predict; give a text that is not empty")
-    return Compression(nats=nats, tokens=tokens, utf8_bytes=size)
+                yield flush()
+    if pending:
+        yield flush()
 
 
 def windows(n: int, context: int, stride: int) -> list[tuple[int, int]]:

@@ -3,18 +3,14 @@
 This makes the model that ships with saelab (``configs/pretrain-pylm.yaml``), and any other of its kind.
 """
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
-from pydantic import Field, model_validator
-from torch import Tensor
 
 from saelab.core.artifacts import (
     MANIFEST,
@@ -22,79 +18,22 @@ from saelab.core.artifacts import (
     file_checksum,
     prepare_output,
     read_json,
+    read_safetensors,
     write_json,
     write_manifest,
-    write_safetensors,
 )
-from saelab.core.config import Config, dump_yaml, load_yaml
+from saelab.core.config import dump_yaml, load_yaml
 from saelab.core.errors import ResumeError, TextError
 from saelab.core.progress import progress
 from saelab.models.bpe import load_bpe, train_bpe
 from saelab.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saelab.models.crops import CropSampler
+from saelab.models.gpt2 import adamw, backward, build_gpt2, write_model
 from saelab.models.language import Compression, compression, induction
+from saelab.models.pretrain_config import PretrainConfig, lr_at
 from saelab.models.text import open_text
 
-
-class PretrainConfig(Config):
-    """Everything that decides what a pretrained model becomes."""
-
-    train: str = "stdlib:train"
-    """Text to train on, as for ``open_text``."""
-    heldout: str = "stdlib:heldout"
-    """Text to measure on."""
-    column: str = "text"
-    """Text column, where the text is .jsonl, .parquet or a dataset."""
-    vocab_size: int = Field(4096, ge=257)
-    """Tokens in the byte-level BPE vocabulary: 256 bytes, <|endoftext|>, merges."""
-    n_layers: int = Field(4, ge=1)
-    """Transformer blocks."""
-    d_model: int = Field(192, ge=1)
-    """Width of the residual stream."""
-    n_heads: int = Field(6, ge=1)
-    """Attention heads per block; must divide d_model."""
-    context: int = Field(256, ge=8)
-    """Longest row the model can read, and the length it is trained on."""
-    steps: int = Field(4000, ge=1)
-    """Optimiser steps."""
-    batch_rows: int = Field(16, ge=1)
-    """Rows per step; a step sees batch_rows * context tokens."""
-    micro_rows: int = Field(8, ge=1)
-    """Rows per forward and backward pass; smaller needs less memory and changes nothing else."""
-    lr: float = Field(2.5e-3, gt=0)
-    """Peak learning rate."""
-    lr_final: float = Field(0.05, ge=0, le=1)
-    """Learning rate at the end, as a share of the peak (cosine in between)."""
-    warmup_steps: int = Field(150, ge=0)
-    """Steps of linear warm-up."""
-    weight_decay: float = Field(0.1, ge=0)
-    """AdamW's decay of matrices; vectors (biases, norms) have none."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moment decays."""
-    clip: float = Field(1.0, gt=0)
-    """Largest gradient norm."""
-    bos_share: float = Field(0.8, ge=0, le=1)
-    """Share of the training rows that begin with <|endoftext|>."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of matrix products in training (bfloat16: autocast; weights and moments stay in float32)."""
-    save_dtype: Literal["float32", "float16"] = "float16"
-    """Of the weights on disk; they are loaded as float32 either way."""
-    eval_every: int = Field(250, ge=1)
-    """Steps between looks at the held-out text."""
-    eval_bytes: int = Field(100_000, ge=1)
-    """Held-out text for those looks; the final figure is from all of it."""
-    checkpoint_every: int = Field(100, ge=1)
-    """Steps between checkpoints, from which an interrupted run resumes."""
-    seed: int = Field(0, ge=0)
-    """Of initial weights and training rows."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "PretrainConfig":
-        if self.d_model % self.n_heads:
-            raise ValueError(f"n_heads {self.n_heads} does not divide d_model {self.d_model}; choose a divisor")
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
-        return self
+__all__ = ["PretrainConfig", "PretrainResult", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -134,14 +73,6 @@ def pretrain(config: PretrainConfig, out: str | Path, *, force: bool = False, re
     return run.finish()
 
 
-def lr_at(step: int, config: PretrainConfig) -> float:
-    """Learning rate of step ``step`` (from 0): linear warm-up, then a cosine from ``lr`` to ``lr * lr_final``."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
-    return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
 class _Run:
     """The state of one pretraining."""
 
@@ -152,14 +83,22 @@ class _Run:
         self.tokenizer = self._tokenizer()
         documents = self._tokenize()
         bos = self.tokenizer.bos_token_id
-        self.crops = CropSampler(documents, bos, config.context, config.bos_share, config.seed)
+        self.crops = CropSampler(
+            documents,
+            separator=bos,
+            context=config.context,
+            bos_share=config.bos_share,
+            seed=config.seed,
+            repeat_share=config.repeat_share,
+            repeat_from=config.repeat_after * config.batch_rows,
+        )
         if self.crops.rows_per_epoch < config.batch_rows:
             raise TextError(
                 f"{self.source.name} has {sum(map(len, documents))} tokens, too few for one batch of "
                 f"{config.batch_rows} rows of {config.context}; give more text or a smaller batch_rows or context"
             )
         self.model = build_gpt2(config, bos)
-        self.optimizer = _optimizer(self.model, config)
+        self.optimizer = adamw(self.model, config)
         self.state = load_checkpoint(out, self.model, self.optimizer) or Checkpoint(step=0, seconds=0.0, curve=[])
 
     def _tokenizer(self) -> Any:
@@ -235,11 +174,12 @@ class _Run:
 
     def finish(self) -> PretrainResult:
         """Write the model, measure what was written, and mark the folder as complete."""
-        from transformers import GPT2LMHeadModel
-
-        config, out = self.config, self.out
-        write_model(self.model, self.tokenizer, config, out)
-        model = GPT2LMHeadModel.from_pretrained(out, dtype=torch.float32).eval()
+        config, out, model = self.config, self.out, self.model.eval()
+        write_model(model, self.tokenizer, config, out)
+        # Measured is what was written: float16 has rounded the weights.
+        with torch.no_grad():
+            for name, value in read_safetensors(out / "model.safetensors").items():
+                model.get_parameter(name).copy_(value)
         heldout = compression(model, self.tokenizer, self.heldout, context=config.context)
         ordinary = torch.arange(1, config.vocab_size)
         length = min(64, (config.context - 1) // 2)
@@ -269,92 +209,6 @@ class _Run:
         )
         (out / "checkpoint.safetensors").unlink(missing_ok=True)
         return PretrainResult(out, heldout, training)
-
-
-def build_gpt2(config: PretrainConfig, bos: int) -> Any:
-    """Build an untrained GPT-2 (tied embeddings, no dropout), its weights drawn from ``config.seed``."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    # transformers draws initial weights from the global generator; forking leaves the caller's state as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=config.vocab_size,
-                n_positions=config.context,
-                n_embd=config.d_model,
-                n_layer=config.n_layers,
-                n_head=config.n_heads,
-                # The same function as GPT-2's gelu_new, in one kernel instead of eight.
-                activation_function="gelu_pytorch_tanh",
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=bos,
-                eos_token_id=bos,
-            )
-        )
-
-
-def backward(
-    model: Any,
-    inputs: Int[Tensor, "rows context"],
-    targets: Int[Tensor, "rows context"],
-    *,
-    tokens: int,
-    precision: str,
-    piece: int = 512,
-) -> float:
-    """Add the gradient of the mean loss over ``tokens`` tokens, of which these rows are a part; return their share.
-
-    Logits are made and consumed for ``piece`` tokens at a time: all at once they would be the largest tensor by far,
-    and fresh memory for them costs as much as the products.
-    """
-    half = precision == "bfloat16"
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        hidden = model.transformer(input_ids=inputs, use_cache=False).last_hidden_state
-    leaf = hidden.detach().requires_grad_()
-    total = 0.0
-    states, wanted = leaf.flatten(0, 1), targets.flatten()
-    for first in range(0, len(wanted), piece):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = model.lm_head(states[first : first + piece])
-        loss = F.cross_entropy(logits.float(), wanted[first : first + piece], reduction="sum") / tokens
-        torch.autograd.backward([loss])
-        total += loss.item()
-    torch.autograd.backward([hidden], [leaf.grad])
-    return total
-
-
-def write_model(model: Any, tokenizer: Any, config: PretrainConfig, out: Path) -> None:
-    """Write the Hugging Face folder: config.json, model.safetensors in ``save_dtype``, tokenizer files."""
-    dtype = getattr(torch, config.save_dtype)
-    # The output matrix is the embedding; transformers ties them again on loading.
-    weights = {name: value.to(dtype) for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    write_safetensors(out / "model.safetensors", weights, {"format": "pt"})
-    written = model.config.to_dict() | {
-        "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new",
-        "dtype": "float32",
-    }
-    write_json(out / "config.json", written)
-    write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": tokenizer.bos_token,
-            "eos_token": tokenizer.eos_token,
-            "model_max_length": config.context,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
-
-
-def _optimizer(model: Any, config: PretrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def _record_config(config: PretrainConfig, out: Path) -> None:

@@ -21,8 +21,10 @@ from saelab.core.config import load_config, parse_config
 from saelab.core.errors import ConfigError, OutputExistsError, ResumeError, TextError
 from saelab.models.bpe import END_OF_TEXT, load_bpe, train_bpe
 from saelab.models.crops import CropSampler
+from saelab.models.gpt2 import backward, build_gpt2
 from saelab.models.language import compression, induction, windows
-from saelab.models.pretrain import PretrainConfig, backward, build_gpt2, lr_at, pretrain
+from saelab.models.pretrain import PretrainConfig, pretrain
+from saelab.models.pretrain_config import lr_at
 
 TINY: dict[str, Any] = {
     "vocab_size": 300, "n_layers": 1, "d_model": 16, "n_heads": 2, "context": 16, "steps": 40, "batch_rows": 4,
@@ -132,7 +134,7 @@ def test_bad_input_is_one_line(tiny: PretrainConfig, tmp_path: Path) -> None:
             parse_config(PretrainConfig, data)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(TextError, match="gives only .* tokens of vocabulary, fewer than vocab_size 4000"):
+    with pytest.raises(TextError, match=r"gives only .* tokens of vocabulary, fewer than vocab_size 4000"):
         pretrain(tiny.model_copy(update={"vocab_size": 4000}), tmp_path / "a")
     with pytest.raises(TextError, match="too few for one batch of 999 rows of 16"):
         pretrain(tiny.model_copy(update={"batch_rows": 999}), tmp_path / "b")
@@ -189,6 +191,24 @@ def test_crops_are_a_function_of_their_number_and_cover_an_epoch() -> None:
     started = CropSampler(documents, separator=0, context=8, bos_share=1.0, seed=1).rows(0, n)
     assert (started[0][:, 0] == 0).all()
     assert torch.equal(started[1], targets[:n])
+
+
+def test_repeated_rows_are_text_over_and_over_and_leave_the_others_as_they_are() -> None:
+    documents = [np.arange(1, 2000, dtype=np.int32)]
+    settings: dict[str, Any] = {"separator": 0, "context": 16, "bos_share": 0.5, "seed": 3}
+    plain = CropSampler(documents, **settings)
+    some = CropSampler(documents, **settings, repeat_share=0.3, repeat_from=20)
+    n = 2 * plain.rows_per_epoch
+    (inputs, targets), (plain_inputs, plain_targets) = some.rows(0, n), plain.rows(0, n)
+    assert torch.equal(inputs[:, 0], plain_inputs[:, 0])
+    changed = (targets != plain_targets).any(1)
+    assert not changed[:20].any()
+    assert 0.15 < changed[20:].float().mean() < 0.45
+    for row, original in zip(targets[changed], plain_targets[changed], strict=True):
+        length = len(set(row.tolist()))
+        assert 2 <= length <= 8
+        assert torch.equal(row[:length], original[:length])
+        assert torch.equal(row[length:], row[:-length])
 
 
 def test_bpe_is_lossless_deterministic_and_has_one_special_token(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_broken_parquet(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", story=["a"], n=[1])
     with pytest.raises(TextError, match=r"no column 'text' \(columns there: story, n\)"):
         list(open_text(path))
-    with pytest.raises(TextError, match="column 'n' .* holds a int"):
+    with pytest.raises(TextError, match=r"column 'n' .* holds a int"):
         list(open_text(path, column="n"))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(TextError, match="not a readable parquet file") as error:
@@ -271,7 +271,7 @@ def test_the_split_depends_on_the_path_alone(tmp_path: Path) -> None:
 
 
 def test_stdlib_errors(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match="unknown split 'test' .* use stdlib:train or stdlib:heldout"):
+    with pytest.raises(TextError, match=r"unknown split 'test' .* use stdlib:train or stdlib:heldout"):
         open_text("stdlib:test")
     with pytest.raises(TextError, match="is this Python zipped or stripped"):
         stdlib_files("train", tmp_path)

@@ -216,7 +216,7 @@ def test_bad_settings_are_one_line() -> None:
 
 class SlowTokenizer:
     bos_token_id = eos_token_id = pad_token_id = None
-    all_special_ids: list[int] = []  # noqa: RUF012
+    all_special_ids: list[int] = []
 
 
 # The thread -----------------------------------------------------------------------------------------------------------
