@@ -162,13 +162,14 @@ class _Run:
         targets = piece.tokens[:, 1:][piece.keep[:, 1:]].to(clean.device)
         self.n_predictions += targets.numel()
         self.n_rows += piece.tokens.shape[0]
-        clean = clean[scored]
-        self.ce["clean"] += _cross_entropy(clean, targets)
+        log_p = _log_softmax(clean[scored])
+        del clean
+        self.ce["clean"] += _cross_entropy(log_p, targets)
         for name in VARIANTS:
-            logits = self.model.logits(piece.tokens, replace={self.site: _put(replaced[name], where)})[scored]
-            ce, kl = _compare(clean, logits, targets)
-            self.ce[name] += ce
-            self.kl[name] += kl
+            logits = self.model.logits(piece.tokens, replace={self.site: _put(replaced[name], where)})
+            log_q = _log_softmax(logits[scored])
+            self.ce[name] += _cross_entropy(log_q, targets)
+            self.kl[name] += _divergence(log_p, log_q)
 
     def reconstruct(
         self, x: Float[Tensor, "b t d"], keep: Bool[Tensor, "b t"], where: Bool[Tensor, "b t"]
@@ -223,27 +224,27 @@ def _put(values: Float[Tensor, "n d"], where: Bool[Tensor, "b t"]) -> Replace:
     return replace
 
 
-def _cross_entropy(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> float:
-    """Summed cross-entropy, the log-softmax taken in chunks of positions."""
+def _log_softmax(logits: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
+    """Log-probabilities, float32, chunk by chunk in place of the logits where those are float32."""
+    log_p = logits.float()
+    step = max(1, CHUNK // log_p.shape[1])
+    for i in range(0, log_p.shape[0], step):
+        log_p[i : i + step] = log_p[i : i + step].log_softmax(-1)
+    return log_p
+
+
+def _cross_entropy(log_p: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> float:
+    """Summed cross-entropy."""
+    return -float(log_p.gather(1, targets[:, None]).double().sum())
+
+
+def _divergence(log_p: Float[Tensor, "n v"], log_q: Float[Tensor, "n v"]) -> float:
+    """Summed ``KL(p || q)``."""
     total = 0.0
-    step = max(1, CHUNK // logits.shape[1])
-    for i in range(0, logits.shape[0], step):
-        log_p = logits[i : i + step].float().log_softmax(-1)
-        total -= float(log_p.gather(1, targets[i : i + step, None].to(log_p.device)).double().sum())
-    return total
-
-
-def _compare(
-    clean: Float[Tensor, "n v"], logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]
-) -> tuple[float, float]:
-    """Summed cross-entropy of ``logits`` and summed ``KL(clean || logits)``."""
-    ce, kl = 0.0, 0.0
-    step = max(1, CHUNK // logits.shape[1])
-    for i in range(0, logits.shape[0], step):
-        log_p = clean[i : i + step].float().log_softmax(-1)
-        log_q = logits[i : i + step].float().log_softmax(-1)
-        ce -= float(log_q.gather(1, targets[i : i + step, None].to(log_q.device)).double().sum())
+    step = max(1, CHUNK // log_p.shape[1])
+    for i in range(0, log_p.shape[0], step):
+        p = log_p[i : i + step]
         # p = 0 where a logit is -inf: 0 * log 0 counts as 0.
-        terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
-        kl += float(terms.sum(1).double().sum())
-    return ce, kl
+        terms = torch.where(p == -torch.inf, 0.0, p.exp() * (p - log_q[i : i + step]))
+        total += float(terms.sum(1).double().sum())
+    return total
