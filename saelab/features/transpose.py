@@ -7,7 +7,7 @@
    A bucket of a single large feature is in token order already and is copied and summarised in pieces.
 
 So every file is read and written front to back. Memory: ``BYTES_PER_ENTRY`` for each entry of the largest bucket or
-piece, at most ``memory_bytes``, beside about 200 bytes for each feature. Disk, for a while: 16 to 20 bytes
+piece, at most ``memory_bytes``, beside 5 MiB and about 200 bytes for each feature. Disk, for a while: 16 to 20 bytes
 for each entry.
 """
 
@@ -25,7 +25,7 @@ from saelab.features.encode import IDS, INDICES, INDPTR, ROW_OFFSETS, VALUES, To
 from saelab.features.ragged import Array
 from saelab.features.summary import COLUMNS, Part, summarise, summarise_large
 
-BYTES_PER_ENTRY = 80
+BYTES_PER_ENTRY = 100
 """Peak memory for each entry held at once: its record, the sort keys and the temporaries of the summary."""
 
 F_INDPTR, F_TOKENS, F_VALUES = "by_feature/indptr.npy", "by_feature/tokens.npy", "by_feature/values.npy"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,26 @@ def test_little_memory_gives_the_same_bits(tmp_path, ties):
         assert len(names) == 13
         assert filecmp.cmpfiles(tmp_path / "whole", tmp_path / str(capacity), names, shallow=False)[0] == names
         assert not (tmp_path / str(capacity) / transpose.SCRATCH).exists()
+
+
+@pytest.mark.parametrize("megabytes", [6, 24])
+def test_memory_of_the_transposition_is_bounded(tmp_path, megabytes):
+    """600,000 entries need 60 MB at once; feature 0 alone has 100,000 of them."""
+    generator = torch.Generator().manual_seed(0)
+    n = 100_000
+    blocks = torch.randint(0, 100, (n, 5), generator=generator) + 100 * torch.arange(5) + 1
+    indices = torch.cat([torch.zeros(n, 1, dtype=torch.int64), blocks], 1)
+    code = SparseCode.from_topk(indices, torch.rand(n, 6, generator=generator) + 0.1, 501)
+    tokens = torch.arange(n).reshape(-1, 100) % 13
+    with encoder(tmp_path, 501) as writer:
+        writer.add(Piece(0, tokens, torch.ones_like(tokens, dtype=torch.bool)), code)
+    transposer = Transposer(tmp_path, writer.totals, 13, megabytes << 20)
+    tracemalloc.start()
+    transposer.run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (megabytes + 5) << 20  # 5 MiB: the two-pass quantiles of a large feature, whatever its size
+    assert peak > (megabytes << 20) / 3  # and the memory that is allowed is used
 
 
 def test_summary_of_a_given_code_equals_numpy(tmp_path):
