@@ -14,22 +14,28 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._items: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
 
     def register(self, name: str, item: T) -> T:
         """Add ``item`` under ``name``; a name is given once."""
-        assert name not in self._items, f"{self.kind} {name!r} is registered twice"
+        assert name not in self, f"{self.kind} {name!r} is registered twice"
         self._items[name] = item
         return item
 
+    def alias(self, other: str, name: str) -> None:
+        """Let ``other`` be a second name of ``name``: it can be looked up, and is not listed."""
+        assert other not in self, f"{self.kind} {other!r} is registered twice"
+        assert name in self._items, f"{self.kind} {name!r} is not registered"
+        self._aliases[other] = name
+
     def __getitem__(self, name: str) -> T:
-        if name not in self._items:
-            raise ConfigError(
-                f"unknown {self.kind} '{name}'{nearest(name, self._items)} (known: {', '.join(self._items)})"
-            )
-        return self._items[name]
+        if name not in self:
+            known = [*self._items, *self._aliases]
+            raise ConfigError(f"unknown {self.kind} '{name}'{nearest(name, known)} (known: {', '.join(self._items)})")
+        return self._items[self._aliases.get(name, name)]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return name in self._items or name in self._aliases
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

@@ -8,8 +8,13 @@ from saelab.kernels.decode import decode, decode_and_block
 from saelab.kernels.dispatch import Impl, info
 from saelab.kernels.encode import encode_topk, pre_activations_and_block, pre_activations_at
 from saelab.kernels.select import Precision, TopK, select_topk
+from saelab.kernels.select_above import Entries, select_above
+from saelab.kernels.select_budget import select_budget
+from saelab.kernels.select_columns import Columns, select_columns
 
 __all__ = [
+    "Columns",
+    "Entries",
     "Impl",
     "Precision",
     "TopK",
@@ -19,5 +24,8 @@ __all__ = [
     "info",
     "pre_activations_and_block",
     "pre_activations_at",
+    "select_above",
+    "select_budget",
+    "select_columns",
     "select_topk",
 ]

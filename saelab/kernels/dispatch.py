@@ -11,6 +11,9 @@ Impl = Literal["auto", "reference", "sparse"]
 
 _WHY = {
     "select_topk": "tiled over rows: no (N, d_sae) matrix outlives a tile, and selection needs no gradient",
+    "select_budget": "one pass over tiles with a bound from the first rows: a flat topk costs more than the product",
+    "select_columns": "tiled over features, in classes of similar quota",
+    "select_above": "tiled over rows; groups of columns whose maximum is below the threshold are not looked at",
     "pre_activations_at": "backward visits the selected entries only, grouped by feature: deterministic",
     "decode": "embedding_bag reads k decoder rows per token instead of multiplying by all of them",
 }

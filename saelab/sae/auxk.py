@@ -6,6 +6,8 @@ few their activations form a dense block and four small matrix products do the w
 entries join the sparse code's own kernels. Both give the same numbers.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,20 +30,24 @@ def encode_with_aux(  # noqa: PLR0917
     offsets: Int[Tensor, " n_plus_1"],
     known: Float[Tensor, " nnz"] | None,
     context: StepContext,
+    activation: Callable[[Tensor], Tensor] = torch.relu,
 ) -> Encoding:
-    """Return activations at the chosen entries, and those of dead features if ``context`` has any."""
+    """Return activations at the chosen entries, and those of dead features if ``context`` has any.
+
+    ``activation`` makes activations of the pre-activations at the chosen entries, in their order.
+    """
     rows, d_sae = rows_of(offsets, indices.numel()), w_enc_t.shape[0]
     dead = context.dead if context.dead is not None and context.aux_k and context.aux_coefficient else None
     n_dead = 0 if dead is None else dead.numel()
     if dead is None or n_dead == 0:
         values = pre_activations_at(x, w_enc_t, b_enc, indices, rows, center=center, known=known, impl=context.impl)
-        return Encoding(SparseCode(indices, values.relu(), offsets, d_sae))
+        return Encoding(SparseCode(indices, activation(values), offsets, d_sae), pre=values)
     if n_dead <= DENSE_BLOCK * context.aux_k:
         values, block = pre_activations_and_block(
             x, w_enc_t, b_enc, indices, rows, dead, center=center, known=known, impl=context.impl
         )
         aux = Block(dead, _keep_largest(block, context.aux_k).relu())
-        return Encoding(SparseCode(indices, values.relu(), offsets, d_sae), aux)
+        return Encoding(SparseCode(indices, activation(values), offsets, d_sae), aux, values)
     centered = x.detach() if center is None else (x - center).detach()
     n, kept = x.shape[0], min(context.aux_k, n_dead)
     found = select_topk(centered, w_enc_t[dead], b_enc[dead], kept, precision=context.precision, impl=context.impl)
@@ -55,11 +61,12 @@ def encode_with_aux(  # noqa: PLR0917
         center=center,
         known=None if known is None else torch.cat([known, found.values.reshape(-1)]),
         impl=context.impl,
-    ).relu()
-    values, aux_values = both[: indices.numel()], both[indices.numel() :]
+    )
+    values, aux_values = both[: indices.numel()], both[indices.numel() :].relu()
     return Encoding(
-        SparseCode(indices, values, offsets, d_sae),
+        SparseCode(indices, activation(values), offsets, d_sae),
         SparseCode.from_topk(aux_indices.view(n, kept), aux_values.view(n, kept), d_sae),
+        values,
     )
 
 

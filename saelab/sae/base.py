@@ -12,6 +12,7 @@ chosen so that the mean of ``||x_s||^2`` is d_in:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
@@ -23,7 +24,8 @@ from saelab.core.batch import Batch
 from saelab.core.code import SparseCode
 from saelab.core.config import Config
 from saelab.core.errors import ActivationError
-from saelab.kernels import Impl, decode, pre_activations_and_block, select_topk
+from saelab.kernels import Impl, decode, pre_activations_and_block, pre_activations_at, select_above, select_topk
+from saelab.kernels.segments import rows_of
 from saelab.sae.auxk import decode_with_aux, encode_with_aux
 from saelab.sae.decoder import normalize_rows_, remove_parallel_
 from saelab.sae.step import Encoding, StepContext, TrainingPass
@@ -58,8 +60,12 @@ class SAE(nn.Module, ABC):
 
     unit_norm_decoder: ClassVar[bool] = True
     """Whether decoder rows are kept at norm 1 in training."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether training batches must carry ``gradient``."""
     in_code_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
     """Parameters and buffers that are measured in scaled units, so :meth:`fold_scale` divides them by s."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether training needs ``Batch.gradient``."""
 
     def __init__(self, config: SAEConfig, seed: int | None = 0) -> None:
         """Initialise with random unit decoder rows and the encoder tied to them; ``seed=None`` leaves zeros."""
@@ -193,19 +199,48 @@ class SAE(nn.Module, ABC):
         )
         return found.indices, found.values
 
-    def encoding_at(
+    def encoding_at(  # noqa: PLR0917
         self,
         x: Float[Tensor, "n d_in"],
         indices: Int[Tensor, " nnz"],
         offsets: Int[Tensor, " n_plus_1"],
         known: Float[Tensor, " nnz"] | None,
         context: StepContext,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> Encoding:
-        """Return ReLU(z), with gradient, at chosen entries, and the activations of dead features that AuxK asks for.
+        """Return activations, with gradient, at chosen entries, and those of dead features that AuxK asks for.
 
-        This is the tail of ``encode_training`` for every architecture that first chooses entries.
+        ``activation`` is applied to the pre-activations at the entries. This is the tail of ``encode_training`` for
+        every architecture that first chooses entries.
         """
-        return encode_with_aux(x, self.center, self.w_enc_t, self.b_enc, indices, offsets, known, context)
+        return encode_with_aux(x, self.center, self.w_enc_t, self.b_enc, indices, offsets, known, context, activation)
+
+    @torch.no_grad()
+    def encode_as_trained(self, batch: Batch) -> SparseCode:
+        """Return the code of a raw batch as training chooses it: tokens may compete. Nothing is learned from it.
+
+        Where inference goes by thresholds that training has learned, this is what to compare it with.
+        """
+        was = self.training
+        self.eval()
+        try:
+            return self.encode_training(self.scale_batch(batch), StepContext()).code
+        finally:
+            self.train(was)
+
+    def encode_above(
+        self, x: Float[Tensor, "n d_in"], threshold: Float[Tensor, ""] | Float[Tensor, " d_sae"]
+    ) -> SparseCode:
+        """Return all activations z of scaled tokens with z > threshold, each token on its own.
+
+        The values carry gradient, the choice does not. A threshold below 0 counts as 0.
+        """
+        found = select_above(self.centered(x), self.w_enc_t.detach(), self.b_enc.detach(), threshold.clamp(min=0))
+        rows = rows_of(found.offsets, found.indices.numel())
+        values = pre_activations_at(
+            x, self.w_enc_t, self.b_enc, found.indices, rows, center=self.center, known=found.values
+        )
+        return SparseCode(found.indices, values, found.offsets, self.d_sae)
 
     def pre_activations_at(
         self, x: Float[Tensor, "n d_in"], indices: Int[Tensor, " nnz"], rows: Int[Tensor, " nnz"], impl: Impl = "auto"

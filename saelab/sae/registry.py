@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from saelab.core.registry import Registry
 from saelab.sae.base import SAE, SAEConfig
+from saelab.sae.mutual_choice import MutualChoiceConfig, MutualChoiceSAE
 from saelab.sae.topk import TopKConfig, TopKSAE
 
 
@@ -18,6 +19,8 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")
 ARCHITECTURES.register("topk", Architecture(TopKConfig, TopKSAE))
+ARCHITECTURES.register("mutual_choice", Architecture(MutualChoiceConfig, MutualChoiceSAE))
+ARCHITECTURES.alias("batchtopk", "mutual_choice")
 
 
 def build_sae(config: SAEConfig, seed: int | None = 0) -> SAE:

@@ -47,6 +47,8 @@ class Encoding:
     """Activations in scaled units, with gradient."""
     aux: Block | SparseCode | None = None
     """Activations of dead features, dense when they are few."""
+    pre: Float[Tensor, " nnz"] | None = None
+    """Pre-activations of the code's entries, with gradient."""
 
 
 @dataclass(frozen=True, eq=False)
