@@ -60,8 +60,6 @@ class SAE(nn.Module, ABC):
 
     unit_norm_decoder: ClassVar[bool] = True
     """Whether decoder rows are kept at norm 1 in training."""
-    needs_gradient: ClassVar[bool] = False
-    """Whether training batches must carry ``gradient``."""
     in_code_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
     """Parameters and buffers that are measured in scaled units, so :meth:`fold_scale` divides them by s."""
     needs_gradient: ClassVar[bool] = False

@@ -43,7 +43,7 @@ class Window:
         """Return means: ``fvu`` pooled over the window, ``l0`` per token, every other term per step."""
         if not self.n:
             return {}
-        sums = {name: float(value) for name, value in self.sums.items()}
+        sums = {name: float(self.sums[name]) for name in sorted(self.sums)}  # a resumed run has them in another order
         error, active, deviation = sums.pop("squared_error"), sums.pop("active"), sums.pop("deviation")
         return {
             **{name: value / self.steps for name, value in sums.items()},
