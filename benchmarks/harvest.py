@@ -4,7 +4,7 @@
 
 "bare" runs Hugging Face's own model cut after the layer of the site (no language-model head) over the same token rows,
 tokenised beforehand. "harvest" is the whole job: tokenising, reading, filtering, checksums, files, fsync. The two
-alternate and the best of each counts, since other processes on the machine only ever slow one down. "CPU ratio" compares
+alternate and the best of each counts, since other processes only ever slow one down. "CPU ratio" compares
 processor seconds of all threads instead of wall-clock seconds; it holds on a busy machine too.
 """
 

@@ -23,7 +23,7 @@ from saelab.core.batch import Batch
 from saelab.core.errors import ConfigError, ResumeError
 
 Gather = Callable[[str, Int64[Tensor, " n"]], Shaped[Tensor, "n ..."]]
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 16 << 20  # below the allocator's mmap threshold, so that memory is reused and not faulted in anew
 _CHUNK_ROWS = 1 << 16
 
 
