@@ -66,6 +66,6 @@ def test_the_live_stream_hands_out_the_rows_of_the_store(model: SubjectModel, ro
     stored = store.read_rows(SITES[0], torch.arange(store.n_rows))
     live = LiveStream(model, rows, SITES[0], store.n_rows // 4, buffer_rows=store.n_rows // 4, rows_per_batch=4)
     seen = torch.cat([batch.x for batch in islice(live, 4)])
-    distances = torch.cdist(seen, stored, compute_mode="donot_use_mm_for_euclid_dist")
-    assert float(distances.min(dim=1).values.max()) < 1e-3
-    assert distances.argmin(dim=1).unique().numel() > 0.95 * seen.shape[0]
+    # One epoch holds every row once, but in batches of another composition, so equal up to rounding only.
+    torch.testing.assert_close(seen.sort(dim=0).values, stored.sort(dim=0).values, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(seen, stored, atol=1e-2)
