@@ -18,7 +18,7 @@ from saelab.kernels.segments import rows_of, rows_of_topk
 from saelab.sae.step import Block, Encoding, StepContext
 
 DENSE_BLOCK = 8
-"""Dead features per kept one up to which the dense block is used; measured to be about where the costs cross."""
+"""Dead features per kept one up to which the dense block is used: about where the costs, as estimated, cross."""
 
 
 def encode_with_aux(  # noqa: PLR0917
