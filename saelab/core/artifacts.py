@@ -87,8 +87,9 @@ def read_safetensors(path: str | Path, device: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist")
     with open(path, "rb") as file:
-        head = file.read(2)
-    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        head = file.read(9)
+    # A safetensors file begins with the length of its JSON header, whose two low bytes may be those of a pickle.
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and head[8:] != b"{":
         raise FormatError(
             f"{path} is a pickle, expected safetensors; saelab does not execute pickles, convert it first"
         )

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from saelab.core.registry import Registry
 from saelab.sae.base import SAE, SAEConfig
+from saelab.sae.feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
 from saelab.sae.mutual_choice import MutualChoiceConfig, MutualChoiceSAE
 from saelab.sae.topk import TopKConfig, TopKSAE
 
@@ -20,6 +21,7 @@ class Architecture(NamedTuple):
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")
 ARCHITECTURES.register("topk", Architecture(TopKConfig, TopKSAE))
 ARCHITECTURES.register("mutual_choice", Architecture(MutualChoiceConfig, MutualChoiceSAE))
+ARCHITECTURES.register("feature_choice", Architecture(FeatureChoiceConfig, FeatureChoiceSAE))
 ARCHITECTURES.alias("batchtopk", "mutual_choice")
 
 
