@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from common import Epochs
+from dictionary_learning import AutoEncoder
 from dictionary_learning.trainers import (
     BatchTopKTrainer,
     GatedSAETrainer,
@@ -115,6 +116,11 @@ CHECKPOINTS: dict[str, Callable[..., tuple[Path, Evaluate]]] = {
 
 
 def load(folder: Path) -> Evaluate:
-    """Return activations and reconstructions of a checkpoint as functions of x."""
-    dictionary, _ = load_dictionary(str(folder), "cpu")
+    """Return activations and reconstructions of a checkpoint as functions of x.
+
+    ``load_dictionary`` would rescale an ``AutoEncoder`` to unit decoder rows; it is loaded as it was saved.
+    """
+    dictionary, config = load_dictionary(str(folder), "cpu")
+    if config["trainer"]["dict_class"] == "AutoEncoder":
+        dictionary = AutoEncoder.from_pretrained(str(folder / "ae.pt"), normalize_decoder=False)
     return lambda x: tuple(reversed(dictionary(x, output_features=True)))  # type: ignore[return-value]

@@ -68,34 +68,33 @@ def write(sae: Portable, folder: Path) -> None:
     """Write the folder of one trainer; the scale is folded into biases and thresholds."""
     if sae.transcoder:
         raise FormatError("dictionary_learning has no transcoders; export a transcoder to the sparsify format")
-    sae = sae.with_centered(sae.kind != "jumprelu").with_scale_in_biases()
-    state: dict[str, torch.Tensor]
-    if sae.kind == "jumprelu":
-        assert sae.threshold is not None
-        state = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-        state["threshold"] = sae.threshold
-    elif sae.kind == "gated":
-        assert sae.b_mag is not None
-        assert sae.r_mag is not None
-        state = {"decoder_bias": sae.b_dec, "r_mag": sae.r_mag, "gate_bias": sae.b_enc, "mag_bias": sae.b_mag}
-    elif sae.kind == "topk":
-        assert sae.k is not None
-        state = {"k": torch.tensor(sae.k, dtype=torch.int32), "threshold": torch.tensor(-1.0), "b_dec": sae.b_dec}
-        state["encoder.bias"] = sae.b_enc
-    else:
-        state = {"bias": sae.b_dec, "encoder.bias": sae.b_enc}
-    if sae.kind != "jumprelu":
-        state |= {"encoder.weight": sae.W_enc.T, "decoder.weight": sae.W_dec.T}
-    trainer: dict[str, Any] = {
-        "dict_class": _WRITTEN[sae.kind],
-        "activation_dim": sae.d_in,
-        "dict_size": sae.d_sae,
-        "k": sae.k,
-    }
+    name = "BatchTopKSAE" if sae.batch_topk else _WRITTEN[sae.kind]
+    sae = sae.with_centered(name != "JumpReluAutoEncoder").with_scale_in_biases()
+    k = None if sae.k is None else max(1, round(sae.k))
+    trainer = {"dict_class": name, "activation_dim": sae.d_in, "dict_size": sae.d_sae, "k": k}
     make_folder(folder)
     with atomic_writer(folder / WEIGHTS) as file:
-        torch.save({name: tensor.contiguous() for name, tensor in state.items()}, file)
+        torch.save({key: tensor.contiguous() for key, tensor in _state(sae, name, k).items()}, file)
     write_json(folder / CONFIG, {"trainer": {key: value for key, value in trainer.items() if value is not None}})
+
+
+def _state(sae: Portable, name: str, k: int | None) -> dict[str, torch.Tensor]:
+    """Return the state dict of a class."""
+    if name == "JumpReluAutoEncoder":
+        assert sae.threshold is not None
+        square = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        return {**square, "threshold": sae.threshold}
+    linear = {"encoder.weight": sae.W_enc.T, "decoder.weight": sae.W_dec.T}
+    if name == "GatedAutoEncoder":
+        assert sae.b_mag is not None
+        assert sae.r_mag is not None
+        biases = {"decoder_bias": sae.b_dec, "gate_bias": sae.b_enc, "mag_bias": sae.b_mag}
+        return {**linear, **biases, "r_mag": sae.r_mag}
+    if name == "AutoEncoder":
+        return {**linear, "bias": sae.b_dec, "encoder.bias": sae.b_enc}
+    threshold = torch.tensor(-1.0) if sae.threshold is None else sae.threshold[0].clone()
+    numbers = {"k": torch.tensor(k, dtype=torch.int32), "threshold": threshold}
+    return {**linear, "b_dec": sae.b_dec, "encoder.bias": sae.b_enc, **numbers}
 
 
 def _linear(weights: Weights) -> dict[str, Any]:
@@ -167,4 +166,5 @@ def _batch_topk(weights: Weights) -> Portable:
             stacklevel=2,
         )
         return Portable("relu", b_enc=b_enc, b_dec=b_dec, **pair)
-    return Portable("jumprelu", b_enc=b_enc, b_dec=b_dec, threshold=weights.vector("threshold", d_sae), **pair)
+    k = weights.number("k")
+    return Portable("jumprelu", b_enc=b_enc, b_dec=b_dec, threshold=weights.vector("threshold", d_sae), k=k, **pair)

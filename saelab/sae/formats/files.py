@@ -1,6 +1,8 @@
 """Reading what other libraries wrote, without executing any of it."""
 
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,18 @@ def load_pickle(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol; the error that follows says what matters
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).replace("\n", " ").split("Unsupported global: ")[-1][:80].split(" was not")[0]
+        code = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
         raise FormatError(
-            f"{path} is a pickle that holds more than tensors ({reason}); saelab does not execute it, "
-            "save only its state_dict with the library that made it"
+            f"{path} is not a pickle of tensors and plain values only{f' (it calls {code[1]})' if code else ''}; saelab "
+            "does not execute it, save only its state_dict with the library that made it"
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
-        raise CorruptError(
-            f"{path} is not a readable torch file ({str(error).splitlines()[0]}); copy it again"
-        ) from None
+        reason = str(error).split(". ")[0].splitlines()[0]
+        raise CorruptError(f"{path} is not a readable torch file ({reason}); copy or make it again") from None
     if not isinstance(data, dict):
         raise FormatError(f"{path} holds a {type(data).__name__}, expected a dictionary of tensors")
     return data

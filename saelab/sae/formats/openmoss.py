@@ -58,7 +58,7 @@ def write(sae: Portable, folder: Path) -> None:
         "act_fn": sae.kind,
         "norm_activation": "inference",
         "sparsity_include_decoder_norm": False,
-        "top_k": sae.k or 50,
+        "top_k": round(sae.k or 50),
         "hook_point_in": hook,
         "hook_point_out": hook,
         "use_glu_encoder": False,

@@ -23,7 +23,7 @@ from saelab.sae.base import SAE
 from saelab.sae.registry import ARCHITECTURES, build_sae
 
 Kind = Literal["topk", "jumprelu", "relu", "gated"]
-TRANSCODER = "transcoder"
+TRANSCODER, BATCH_TOPK = "transcoder", "mutual_choice"
 MIN_NORM = 1e-8
 """Decoder rows shorter than this count as this long where norms are divided by, as in SAELens."""
 
@@ -38,8 +38,8 @@ class Portable:
     b_enc: Float[Tensor, " d_sae"]
     W_dec: Float[Tensor, "d_sae d_out"]
     b_dec: Float[Tensor, " d_out"]
-    k: int | None = None
-    """Features per token ("topk")."""
+    k: float | None = None
+    """Features per token ("topk"); of a "jumprelu" that was trained as BatchTopK, on average."""
     threshold: Float[Tensor, " d_sae"] | None = None
     """In scaled units ("jumprelu")."""
     b_mag: Float[Tensor, " d_sae"] | None = None
@@ -143,7 +143,7 @@ class Portable:
         acts = pre.relu()
         if self.kind == "topk":
             assert self.k is not None
-            values, indices = acts.topk(self.k, dim=1)
+            values, indices = acts.topk(int(self.k), dim=1)
             acts = torch.zeros_like(acts).scatter_(1, indices, values)
         elif self.kind == "jumprelu":
             assert self.threshold is not None
@@ -160,7 +160,16 @@ class Portable:
     @property
     def architecture(self) -> str:
         """Name of the saelab architecture that holds it."""
-        return TRANSCODER if self.transcoder else self.kind
+        if self.transcoder:
+            return TRANSCODER
+        return BATCH_TOPK if self.batch_topk else self.kind
+
+    @property
+    def batch_topk(self) -> bool:
+        """Whether it was trained as BatchTopK: one threshold for all features, and an average k."""
+        if self.kind != "jumprelu" or self.k is None or self.threshold is None:
+            return False
+        return bool((self.threshold == self.threshold[0]).all() and self.threshold[0] >= 0)
 
     def to_sae(self, device: str = "cpu") -> SAE:
         """Return it as a saelab SAE, in evaluation mode and without gradients.
@@ -179,25 +188,30 @@ class Portable:
             "d_in": self.d_in,
             "d_sae": self.d_sae,
             "d_out": self.W_dec.shape[1],
-            "k": self.k,
+            "k": int(self.k) if self.kind == "topk" and self.k is not None else self.k,
             "input_scale": self.input_scale,
             "skip": self.W_skip is not None,
         }
         config = parse_config(cls, {key: fields[key] for key in fields if key in cls.model_fields}, "imported SAE")
         sae = build_sae(config, seed=None)
-        fitted = self.with_centered(sae.center is not None)
-        have = {
-            name: getattr(fitted, name)
-            for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_mag", "r_mag", "W_skip")
-            if getattr(fitted, name) is not None
-        }
-        if have.keys() != sae.tensors().keys():
+        self.with_centered(sae.center is not None)._load_into(sae)
+        return sae.to(device).eval().requires_grad_(False)
+
+    def _load_into(self, sae: SAE) -> None:
+        """Copy the tensors; buffers that only training needs keep their initial values."""
+        names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_mag", "r_mag", "W_skip")
+        have = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.architecture == BATCH_TOPK:
+            assert self.threshold is not None
+            sae.set_threshold(float(have.pop("threshold")[0]))  # type: ignore[operator]
+        own = sae.tensors()
+        wanted = own.keys() - {name for name, _ in sae.named_buffers()} | {"threshold"} & own.keys()
+        if not wanted <= have.keys() <= own.keys():
             raise FormatError(
                 f"this checkpoint holds {', '.join(sorted(have))}; the architecture {self.architecture} is made of "
-                f"{', '.join(sorted(sae.tensors()))}"
+                f"{', '.join(sorted(own))}"
             )
-        sae.load_tensors(have)
-        return sae.to(device).eval().requires_grad_(False)
+        sae.load_tensors(own | have)
 
     @staticmethod
     def from_sae(sae: SAE) -> "Portable":
@@ -224,7 +238,7 @@ class Portable:
             b_enc=tensors["b_enc"],
             W_dec=tensors["W_dec"],
             b_dec=tensors["b_dec"],
-            k=int(sae.config.k) if kind == "topk" and hasattr(sae.config, "k") else None,
+            k=float(sae.config.k) if name in ("topk", TRANSCODER, BATCH_TOPK) and hasattr(sae.config, "k") else None,
             threshold=_per_feature(threshold, sae.d_sae) if kind == "jumprelu" and threshold is not None else None,
             b_mag=tensors.get("b_mag"),
             r_mag=tensors.get("r_mag"),

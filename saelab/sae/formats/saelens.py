@@ -57,12 +57,14 @@ def read(path: Path) -> Portable:
         b_mag, r_mag = weights.vector("b_mag", d_sae), weights.vector("r_mag", d_sae)
         sae = Portable(kind="gated", b_enc=weights.vector("b_gate", d_sae), b_mag=b_mag, r_mag=r_mag, **common)
     elif architecture == "topk":
-        sae = Portable(kind="topk", b_enc=weights.vector("b_enc", d_sae), k=_k(path, config), **common)
+        k = _k(path, config)
+        sae = Portable(kind="topk", b_enc=weights.vector("b_enc", d_sae), k=int(k), **common)
     elif architecture == "standard":
         sae = Portable(kind="relu", b_enc=weights.vector("b_enc", d_sae), **common)
     else:
-        threshold = _threshold(weights, d_sae)
-        sae = Portable(kind="jumprelu", b_enc=weights.vector("b_enc", d_sae), threshold=threshold, **common)
+        threshold, k_mean = _threshold(weights, d_sae), _batch_k(config)
+        b_enc = weights.vector("b_enc", d_sae)
+        sae = Portable(kind="jumprelu", b_enc=b_enc, threshold=threshold, k=k_mean, **common)
     if "scaling_factor" in weights and config.get("finetuning_scaling_factor"):
         sae = replace(sae, W_dec=sae.W_dec * weights.vector("scaling_factor", d_sae).unsqueeze(1))
     if architecture in ("topk", *_BATCH_KINDS) and config.get("rescale_acts_by_decoder_norm", False):
@@ -95,8 +97,12 @@ def write(sae: Portable, folder: Path) -> None:
         tensors["b_enc"] = sae.b_enc
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
+    if sae.batch_topk:
+        details = {"training_architecture": "batchtopk", "training_architecture_details": {"k": sae.k}}
+        config["metadata"] |= details
     if sae.kind == "topk":
-        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+        assert sae.k is not None
+        config |= {"k": int(sae.k), "rescale_acts_by_decoder_norm": False}
     make_folder(folder)
     write_safetensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, config)
@@ -122,11 +128,23 @@ def _current(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _k(path: Path, config: dict[str, Any]) -> int:
+def _k(path: Path, config: dict[str, Any]) -> float:
     k = config.get("k")
     if not isinstance(k, int | float) or k < 1:
         raise FormatError(f"{path / CONFIG}: a topk SAE needs 'k', got {k!r}")
-    return int(k)
+    return float(k)
+
+
+def _batch_k(config: dict[str, Any]) -> float | None:
+    """Return the average k of an SAE that was trained as BatchTopK (or Matryoshka), None for another JumpReLU."""
+    metadata = config.get("metadata") or {}
+    if config["architecture"] in _BATCH_KINDS:
+        k = config.get("k")
+    elif metadata.get("training_architecture") in _BATCH_KINDS:
+        k = (metadata.get("training_architecture_details") or {}).get("k")
+    else:
+        return None
+    return float(k) if isinstance(k, int | float) and k > 0 else None
 
 
 def _threshold(weights: Weights, d_sae: int) -> torch.Tensor:

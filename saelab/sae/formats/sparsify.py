@@ -67,7 +67,7 @@ def write(sae: Portable, folder: Path) -> None:
         "expansion_factor": max(1, sae.d_sae // sae.d_in),
         "normalize_decoder": not sae.transcoder,
         "num_latents": sae.d_sae,
-        "k": sae.k,
+        "k": int(sae.k or 0),
         "multi_topk": False,
         "skip_connection": sae.W_skip is not None,
         "transcode": sae.transcoder,
