@@ -204,6 +204,7 @@ def samples(x: Tensor) -> list[Portable]:
     return [
         Portable("topk", k=K, **common),
         Portable("jumprelu", threshold=torch.full((D_SAE,), 0.6), k=K, **common),
+        Portable("jumprelu", threshold=torch.full((D_SAE,), 0.6), k=K, prefixes=(D_SAE // 4, D_SAE), **common),
         Portable("jumprelu", threshold=threshold, **common),
         Portable("relu", **common),
         Portable("gated", b_mag=normal(D_SAE) * 0.2, r_mag=normal(D_SAE) * 0.3, **common),

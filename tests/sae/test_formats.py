@@ -94,23 +94,24 @@ def test_written_files_read_back(kind: str, name: str, tmp_path: Path) -> None:
     close((back.dense(x)[0] * unit, back.dense(x)[1]), acts, recon)
 
 
-def test_batch_topk_keeps_its_name_and_k(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefixes", [None, (5, 10, M)])
+def test_batch_topk_keeps_its_name_and_k(tmp_path: Path, prefixes: tuple[int, ...] | None) -> None:
     x = tensors()["x"]
-    sae = portable("jumprelu", threshold=torch.full((M,), 0.7), k=3.0)
-    assert sae.architecture == "mutual_choice"
+    sae = portable("jumprelu", threshold=torch.full((M,), 0.7), k=3.0, prefixes=prefixes)
+    architecture = "matryoshka" if prefixes else "mutual_choice"
+    assert sae.architecture == architecture
     for name in ("saelens", "dictionary_learning"):
         write = FORMATS[name].write
         assert write is not None
         write(sae, tmp_path / name)
         back = read_checkpoint(tmp_path / name)
-        assert back.architecture == "mutual_choice"
-        assert back.k == 3
-        if "mutual_choice" in ARCHITECTURES:
+        assert (back.architecture, back.k, back.prefixes) == (architecture, 3, prefixes)
+        if architecture in ARCHITECTURES:
             loaded = import_sae(tmp_path / name)
             code = loaded.encode(x)
             close((code.to_dense(), loaded.decode(code)), *back.dense(x))
             again = Portable.from_sae(loaded)
-            assert again.architecture == "mutual_choice"
+            assert (again.architecture, again.k, again.prefixes) == (architecture, 3, prefixes)
             assert torch.equal(again.dense(x)[0], back.dense(x)[0])
 
 

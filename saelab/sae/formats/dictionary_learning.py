@@ -68,7 +68,9 @@ def write(sae: Portable, folder: Path) -> None:
     """Write the folder of one trainer; the scale is folded into biases and thresholds."""
     if sae.transcoder:
         raise FormatError("dictionary_learning has no transcoders; export a transcoder to the sparsify format")
-    name = "BatchTopKSAE" if sae.batch_topk else _WRITTEN[sae.kind]
+    name = _WRITTEN[sae.kind]
+    if sae.batch_topk:
+        name = "MatryoshkaBatchTopKSAE" if sae.prefixes else "BatchTopKSAE"
     sae = sae.with_centered(name != "JumpReluAutoEncoder").with_scale_in_biases()
     k = None if sae.k is None else max(1, round(sae.k))
     trainer = {"dict_class": name, "activation_dim": sae.d_in, "dict_size": sae.d_sae, "k": k}
@@ -80,9 +82,9 @@ def write(sae: Portable, folder: Path) -> None:
 
 def _state(sae: Portable, name: str, k: int | None) -> dict[str, torch.Tensor]:
     """Return the state dict of a class."""
+    square = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if name == "JumpReluAutoEncoder":
         assert sae.threshold is not None
-        square = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
         return {**square, "threshold": sae.threshold}
     linear = {"encoder.weight": sae.W_enc.T, "decoder.weight": sae.W_dec.T}
     if name == "GatedAutoEncoder":
@@ -94,6 +96,8 @@ def _state(sae: Portable, name: str, k: int | None) -> dict[str, torch.Tensor]:
         return {**linear, "bias": sae.b_dec, "encoder.bias": sae.b_enc}
     threshold = torch.tensor(-1.0) if sae.threshold is None else sae.threshold[0].clone()
     numbers = {"k": torch.tensor(k, dtype=torch.int32), "threshold": threshold}
+    if sae.prefixes:
+        return {**square, **numbers, "group_sizes": torch.tensor(sae.prefixes).diff(prepend=torch.tensor([0]))}
     return {**linear, "b_dec": sae.b_dec, "encoder.bias": sae.b_enc, **numbers}
 
 
@@ -166,5 +170,10 @@ def _batch_topk(weights: Weights) -> Portable:
             stacklevel=2,
         )
         return Portable("relu", b_enc=b_enc, b_dec=b_dec, **pair)
-    k = weights.number("k")
-    return Portable("jumprelu", b_enc=b_enc, b_dec=b_dec, threshold=weights.vector("threshold", d_sae), k=k, **pair)
+    prefixes = tuple(weights.tensors["group_sizes"].cumsum(0).tolist()) if "group_sizes" in weights else None
+    rest: dict[str, Any] = {
+        "threshold": weights.vector("threshold", d_sae),
+        "k": weights.number("k"),
+        "prefixes": prefixes,
+    }
+    return Portable("jumprelu", b_enc=b_enc, b_dec=b_dec, **rest, **pair)

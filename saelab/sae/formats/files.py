@@ -29,8 +29,8 @@ def load_pickle(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
         raise FormatError(
-            f"{path} is not a pickle of tensors and plain values only{f' (it calls {code[1]})' if code else ''}; saelab "
-            "does not execute it, save only its state_dict with the library that made it"
+            f"{path} is not a pickle of tensors and plain values only{f' (it calls {code[1]})' if code else ''}; "
+            "saelab does not execute it, save only its state_dict with the library that made it"
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
         reason = str(error).split(". ")[0].splitlines()[0]

@@ -23,7 +23,8 @@ from saelab.sae.base import SAE
 from saelab.sae.registry import ARCHITECTURES, build_sae
 
 Kind = Literal["topk", "jumprelu", "relu", "gated"]
-TRANSCODER, BATCH_TOPK = "transcoder", "mutual_choice"
+TRANSCODER, BATCH_TOPK, MATRYOSHKA = "transcoder", "mutual_choice", "matryoshka"
+_WITH_K = ("topk", TRANSCODER, BATCH_TOPK, MATRYOSHKA)
 MIN_NORM = 1e-8
 """Decoder rows shorter than this count as this long where norms are divided by, as in SAELens."""
 
@@ -48,6 +49,8 @@ class Portable:
     """Log of the ratio of magnitude weights to gate weights ("gated")."""
     W_skip: Float[Tensor, "d_in d_out"] | None = None
     """Linear path around the dictionary, of a skip transcoder; applied to raw x."""
+    prefixes: tuple[int, ...] | None = None
+    """Sizes of the nested dictionaries of a BatchTopK that was trained as Matryoshka; the last is d_sae."""
     centered: bool = True
     """Whether ``b_dec`` is subtracted from the input."""
     transcoder: bool = False
@@ -162,7 +165,9 @@ class Portable:
         """Name of the saelab architecture that holds it."""
         if self.transcoder:
             return TRANSCODER
-        return BATCH_TOPK if self.batch_topk else self.kind
+        if self.batch_topk:
+            return MATRYOSHKA if self.prefixes else BATCH_TOPK
+        return self.kind
 
     @property
     def batch_topk(self) -> bool:
@@ -192,6 +197,8 @@ class Portable:
             "input_scale": self.input_scale,
             "skip": self.W_skip is not None,
         }
+        if self.prefixes:
+            fields["prefixes"] = [size / self.d_sae for size in self.prefixes]
         config = parse_config(cls, {key: fields[key] for key in fields if key in cls.model_fields}, "imported SAE")
         sae = build_sae(config, seed=None)
         self.with_centered(sae.center is not None)._load_into(sae)
@@ -201,7 +208,7 @@ class Portable:
         """Copy the tensors; buffers that only training needs keep their initial values."""
         names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_mag", "r_mag", "W_skip")
         have = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.architecture == BATCH_TOPK:
+        if self.architecture in (BATCH_TOPK, MATRYOSHKA):
             assert self.threshold is not None
             sae.set_threshold(float(have.pop("threshold")[0]))  # type: ignore[operator]
         own = sae.tensors()
@@ -238,11 +245,12 @@ class Portable:
             b_enc=tensors["b_enc"],
             W_dec=tensors["W_dec"],
             b_dec=tensors["b_dec"],
-            k=float(sae.config.k) if name in ("topk", TRANSCODER, BATCH_TOPK) and hasattr(sae.config, "k") else None,
+            k=float(sae.config.k) if name in _WITH_K and hasattr(sae.config, "k") else None,
             threshold=_per_feature(threshold, sae.d_sae) if kind == "jumprelu" and threshold is not None else None,
             b_mag=tensors.get("b_mag"),
             r_mag=tensors.get("r_mag"),
             W_skip=tensors.get("W_skip"),
+            prefixes=tuple(sae.config.sizes) if hasattr(sae.config, "sizes") else None,
             centered=sae.center is not None,
             transcoder=name == TRANSCODER,
             input_scale=sae.input_scale,

@@ -62,9 +62,9 @@ def read(path: Path) -> Portable:
     elif architecture == "standard":
         sae = Portable(kind="relu", b_enc=weights.vector("b_enc", d_sae), **common)
     else:
-        threshold, k_mean = _threshold(weights, d_sae), _batch_k(config)
+        threshold, (k_mean, prefixes) = _threshold(weights, d_sae), _batch(config, d_sae)
         b_enc = weights.vector("b_enc", d_sae)
-        sae = Portable(kind="jumprelu", b_enc=b_enc, threshold=threshold, k=k_mean, **common)
+        sae = Portable(kind="jumprelu", b_enc=b_enc, threshold=threshold, k=k_mean, prefixes=prefixes, **common)
     if "scaling_factor" in weights and config.get("finetuning_scaling_factor"):
         sae = replace(sae, W_dec=sae.W_dec * weights.vector("scaling_factor", d_sae).unsqueeze(1))
     if architecture in ("topk", *_BATCH_KINDS) and config.get("rescale_acts_by_decoder_norm", False):
@@ -98,8 +98,9 @@ def write(sae: Portable, folder: Path) -> None:
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
     if sae.batch_topk:
-        details = {"training_architecture": "batchtopk", "training_architecture_details": {"k": sae.k}}
-        config["metadata"] |= details
+        details = {"k": sae.k} | ({"matryoshka_widths": list(sae.prefixes)} if sae.prefixes else {})
+        kind = _BATCH_KINDS[1] if sae.prefixes else _BATCH_KINDS[0]
+        config["metadata"] |= {"training_architecture": kind, "training_architecture_details": details}
     if sae.kind == "topk":
         assert sae.k is not None
         config |= {"k": int(sae.k), "rescale_acts_by_decoder_norm": False}
@@ -135,16 +136,17 @@ def _k(path: Path, config: dict[str, Any]) -> float:
     return float(k)
 
 
-def _batch_k(config: dict[str, Any]) -> float | None:
-    """Return the average k of an SAE that was trained as BatchTopK (or Matryoshka), None for another JumpReLU."""
+def _batch(config: dict[str, Any], d_sae: int) -> tuple[float | None, tuple[int, ...] | None]:
+    """Return average k and nested widths of an SAE that was trained as BatchTopK or Matryoshka, else None twice."""
     metadata = config.get("metadata") or {}
     if config["architecture"] in _BATCH_KINDS:
-        k = config.get("k")
-    elif metadata.get("training_architecture") in _BATCH_KINDS:
-        k = (metadata.get("training_architecture_details") or {}).get("k")
+        details, kind = config, config["architecture"]
     else:
-        return None
-    return float(k) if isinstance(k, int | float) and k > 0 else None
+        details, kind = metadata.get("training_architecture_details") or {}, metadata.get("training_architecture")
+    k, widths = details.get("k"), details.get("matryoshka_widths")
+    if kind not in _BATCH_KINDS or not isinstance(k, int | float) or k <= 0:
+        return None, None
+    return float(k), tuple(sorted({*widths, d_sae})) if widths else None
 
 
 def _threshold(weights: Weights, d_sae: int) -> torch.Tensor:

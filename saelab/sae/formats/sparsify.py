@@ -53,8 +53,8 @@ def write(sae: Portable, folder: Path) -> None:
     """Write the folder of one hook point; the scale is folded into the biases."""
     if sae.kind != "topk" or sae.d_in != sae.W_dec.shape[1]:
         raise FormatError(
-            f"sparsify holds topk SAEs of equal input and output width only, this is {sae.kind} "
-            f"({sae.d_in} -> {sae.W_dec.shape[1]}); try the saelens format"
+            f"sparsify's format holds topk SAEs of equal input and output width only, this is {sae.architecture} "
+            f"({sae.d_in} -> {sae.W_dec.shape[1]})"
         )
     sae = sae.with_centered(not sae.transcoder).with_scale_in_biases()
     tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
