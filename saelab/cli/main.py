@@ -19,11 +19,17 @@ COMMANDS = {
     "train": "Train one SAE, or a grid of them, from a YAML file.",
     "eval": "Measure an SAE on held-out text: FVU, L0, CE recovered, dead features.",
     "build": "Build the feature store: every feature's activations on a text.",
+    "app": "Open the feature browser on a run, a feature store or an SAE.",
     "show": "Describe a folder that saelab wrote; --feature shows one feature's top contexts.",
     "sites": "List the sites of a model.",
     "verify": "Read every file of a store and check it against its checksums.",
+    "import": "Turn another library's checkpoint into an SAE folder.",
+    "export": "Write an SAE as another library's checkpoint.",
     "pretrain": "Train a small language model from scratch (reproduces the embedded one).",
 }
+
+# Where a command is, when not in the module of its name (``import`` is no module name).
+PLACES = {"import": ("import_sae", "import_command"), "export": ("import_sae", "export_command")}
 
 
 class LazyGroup(click.Group):
@@ -37,7 +43,8 @@ class LazyGroup(click.Group):
         """Import and return one command."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"saelab.cli.{cmd_name}").command
+        module, attribute = PLACES.get(cmd_name, (cmd_name, "command"))
+        command = getattr(importlib.import_module(f"saelab.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
 
