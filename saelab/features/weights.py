@@ -38,9 +38,9 @@ def weight_columns(model: Model, sae: Dictionary, site: str, nearest: bool | Non
     }
     if nearest if nearest is not None else sae.d_sae <= NEAREST_UP_TO:
         columns |= _nearest(unit)
-    unembedding = _unembedding(model, site, sae.d_in)
-    if unembedding is not None:
-        columns |= _logit_weights(decoder, unembedding.to(decoder))
+    to_logits = unembedding(model, site, sae.d_in)
+    if to_logits is not None:
+        columns |= _logit_weights(decoder, to_logits.to(decoder))
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
@@ -60,8 +60,11 @@ def _nearest(unit: Float[Tensor, "d_sae d_in"]) -> dict[str, Tensor]:
     return {"nearest": number, "nearest_cosine": cosine}
 
 
-def _unembedding(model: Model, site: str, d_in: int) -> Float[Tensor, "d_in d_vocab"] | None:
-    """From a residual vector to logits, as far as it is linear: the final norm's weight (and centring), then W_U."""
+def unembedding(model: Model, site: str, d_in: int) -> Float[Tensor, "d_in d_vocab"] | None:
+    """From a residual vector to logits, as far as it is linear: the final norm's weight (and centring), then W_U.
+
+    None when the site is not in the residual stream or the model does not show its unembedding.
+    """
     bridge: Any = getattr(model, "bridge", None)
     weight = getattr(bridge, "W_U", None)
     if not site.endswith(RESIDUAL) or weight is None or weight.shape[0] != d_in:
@@ -79,14 +82,14 @@ def _unembedding(model: Model, site: str, d_in: int) -> Float[Tensor, "d_in d_vo
 
 
 def _logit_weights(
-    decoder: Float[Tensor, "d_sae d_in"], unembedding: Float[Tensor, "d_in d_vocab"]
+    decoder: Float[Tensor, "d_sae d_in"], to_logits: Float[Tensor, "d_in d_vocab"]
 ) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
-    k = min(LOGIT_TOKENS, unembedding.shape[1])
-    step = max(1, BLOCK // unembedding.shape[1])
+    k = min(LOGIT_TOKENS, to_logits.shape[1])
+    step = max(1, BLOCK // to_logits.shape[1])
     with progress("logits", decoder.shape[0], unit="features") as bar:
         for i in range(0, decoder.shape[0], step):
-            logits = decoder[i : i + step] @ unembedding
+            logits = decoder[i : i + step] @ to_logits
             for name, sign in (("top", True), ("bottom", False)):
                 best = logits.topk(k, largest=sign)
                 found.setdefault(f"logit_{name}_ids", []).append(best.indices.int())

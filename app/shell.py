@@ -1,0 +1,169 @@
+"""What every page shares: the folders given, the chosen SAE, the live model, navigation, and how texts are shown.
+
+Caches hold what is only read: lists of folders, open stores, the model. What a person chooses is in the session.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from saelab.core.errors import SaelabError
+from saelab.features.html import CSS
+from saelab.workflows.browse import Library, Opened, Place, open_place, stamp, survey
+from saelab.workflows.live import Live, open_live
+
+FEATURE_PAGE, STEER_PAGE = "views/feature.py", "views/steer.py"
+STYLE = """
+[data-testid="stMainBlockContainer"]{padding-top:2.6rem;padding-bottom:3rem;max-width:1500px}
+[data-testid="stMetricValue"]{font-size:1.35rem;font-variant-numeric:tabular-nums}
+[data-testid="stMetricLabel"]{opacity:.75}
+[data-testid="stHtml"]:has(.sl){overflow:visible}
+h1{font-size:1.7rem!important;padding-bottom:.2rem!important}
+h3{font-size:1.05rem!important;padding-bottom:0!important}
+"""
+
+
+def plain(text: object) -> str:
+    """Escape a text for places that read Markdown (messages, labels, captions)."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text).replace("\n", " "))
+
+
+def html(body: str) -> None:
+    """Show HTML made by saelab.features.html or saelab.workflows.live, in which everything is escaped."""
+    st.html(body)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Show an error that a person can mend as one line, and end the page there."""
+    try:
+        yield
+    except SaelabError as error:
+        st.error(plain(error), icon=":material/error:")
+        st.stop()
+
+
+@st.cache_resource(ttl=10, show_spinner=False)
+def _library(paths: tuple[str, ...]) -> Library:
+    return survey(paths)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Opening the feature store …")
+def _opened(place: Place, changed: int) -> Opened:
+    return open_place(place)
+
+
+@st.cache_resource(max_entries=1, show_spinner="Loading the model; this happens once …")
+def _live(sae: Path, changed: int) -> Live:
+    return open_live(sae)
+
+
+def library() -> Library:
+    """Return everything found below the folders on the command line."""
+    with guarded():
+        return _library(tuple(sys.argv[1:]))
+
+
+def begin() -> None:
+    """Style the page and let the person choose the SAE, in the side bar; the link's ``store`` is the first choice."""
+    st.html(f"<style>{STYLE}{CSS}</style>")
+    places = {place.key: place for place in library().places}
+    if not places:
+        return
+    wanted = st.query_params.get("store")
+    if wanted in places and wanted != st.session_state.get("linked"):
+        st.session_state.linked = st.session_state.place = wanted
+    if st.session_state.get("place") not in places:
+        st.session_state.place = next(iter(places))
+    with st.sidebar:
+        if len(places) > 1:
+            # A widget's own state is lost on pages that do not show it; "place" is kept apart from it.
+            keys = list(places)
+            chosen = st.selectbox(
+                "SAE", keys, index=keys.index(st.session_state.place), help="Found in the folders given."
+            )
+            if chosen != st.session_state.place:
+                for name in ("feature", "walk", "reading", "steered"):
+                    st.session_state.pop(name, None)
+            st.session_state.place = chosen
+        else:
+            st.caption(plain(st.session_state.place))
+
+
+def place() -> Place:
+    """Return the chosen SAE; when nothing was found, say so and end the page."""
+    found = library()
+    by_key = {p.key: p for p in found.places}
+    if not by_key:
+        for problem in found.problems:
+            st.error(plain(problem), icon=":material/error:")
+        st.info("Nothing to browse in the folders given. This makes a run to look at:")
+        st.code("saelab demo --out saelab-demo\nsaelab app saelab-demo", language="bash")
+        st.stop()
+    return by_key[st.session_state.get("place", next(iter(by_key)))]
+
+
+def opened() -> Opened:
+    """Return the chosen SAE's feature store; when it has none, name the command that makes it and end the page."""
+    chosen = place()
+    if chosen.store is None:
+        for problem in library().problems:
+            st.error(plain(problem), icon=":material/error:")
+        st.info("This SAE has no feature store yet. This builds it:")
+        st.code(f"saelab build {chosen.sae} --out {chosen.sae}-features", language="bash")
+        st.stop()
+    with guarded():
+        return _opened(chosen, stamp(chosen.store))
+
+
+def live() -> Live:
+    """Return the model and the SAE, loading them when nobody has yet."""
+    chosen = place()
+    if chosen.sae is None:
+        st.info(
+            "The SAE of this feature store was not found, so the model cannot be run. Give its folder too, "
+            "or the folder of the run that holds both:"
+        )
+        st.code(f"saelab app {chosen.store} PATH/TO/SAE", language="bash")
+        st.stop()
+    with guarded():
+        return _live(chosen.sae, stamp(chosen.sae))
+
+
+def open_feature(feature: int) -> None:
+    """Go to the page of a feature."""
+    st.session_state.feature = int(feature)
+    st.switch_page(FEATURE_PAGE, query_params={"feature": str(int(feature)), "store": place().key})
+
+
+def feature_table(frame: pd.DataFrame, key: str, **options: Any) -> None:
+    """Show a table that has a column ``feature``; clicking a cell opens the feature of its row."""
+    event = st.dataframe(
+        frame, key=key, hide_index=True, on_select="rerun", selection_mode="single-cell", width="stretch", **options
+    )
+    cells = event["selection"]["cells"]
+    if cells:
+        open_feature(int(frame["feature"].iloc[cells[0][0]]))
+
+
+def chart(figure: Any, key: str, *, clickable: bool = False, where: DeltaGenerator | None = None) -> None:
+    """Show a figure; with ``clickable``, clicking a point opens the feature it stands for."""
+    config = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False}
+    target = st if where is None else where
+    if not clickable:
+        target.plotly_chart(figure, key=key, width="stretch", config=config)
+        return
+    event = target.plotly_chart(
+        figure, key=key, width="stretch", config=config, on_select="rerun", selection_mode="points"
+    )
+    points = event["selection"]["points"]
+    if points:
+        data = points[0]["customdata"]
+        open_feature(int(data[0] if isinstance(data, list | tuple) else data))

@@ -1,0 +1,181 @@
+"""Feature: everything known about one feature, and what people write about it."""
+
+import numpy as np
+import shell
+import streamlit as st
+
+from saelab.analysis import figures
+from saelab.features.html import contexts_html, legend_html
+from saelab.features.table import quoted
+from saelab.workflows.browse import MEANING, distinct_contexts, nearest_features, with_descriptions
+
+opened = shell.opened()
+store = opened.store
+
+
+def chosen():
+    """Return the feature of the link, else the one looked at last, else the one that fires most."""
+    wanted = st.query_params.get("feature")
+    if wanted is not None and wanted.isdecimal() and int(wanted) < store.n_features:
+        return int(wanted)
+    if wanted is not None:
+        st.warning(shell.plain(f"There is no feature {wanted}; this SAE has features 0 to {store.n_features - 1}."))
+    return int(st.session_state.get("feature", int(np.argmax(store.column("density")))))
+
+
+def move(target):
+    """Show another feature."""
+    st.query_params.feature = str(target)
+    st.session_state.feature = int(target)
+
+
+def typed():
+    """Show the feature whose number was typed."""
+    if st.session_state.number is not None:
+        move(st.session_state.number)
+
+
+i = min(chosen(), store.n_features - 1)
+st.session_state.feature = i
+st.query_params.update({"feature": str(i), "store": opened.place.key})
+with shell.guarded():
+    note = opened.notes.of(i)
+
+# previous and next follow the selection of the table of features, if this feature is in it ---------------------------
+walk = st.session_state.get("walk")
+at = np.flatnonzero(walk == i) if walk is not None else np.zeros(0, np.int64)
+if len(at):
+    before = int(walk[at[0] - 1]) if at[0] > 0 else None
+    after = int(walk[at[0] + 1]) if at[0] + 1 < len(walk) else None
+    where = f"{at[0] + 1:,} of {len(walk):,} in the selection"
+else:
+    before, after = (i - 1 if i > 0 else None), (i + 1 if i + 1 < store.n_features else None)
+    where = f"of {store.n_features:,}"
+heading, back, number, on, star = st.columns([5, 0.8, 1.5, 0.8, 1.1], vertical_alignment="bottom")
+heading.title(f"Feature {i}")
+heading.caption(shell.plain(f"{note.label or 'no label yet'} · {where}"))
+back.button(
+    "", icon=":material/chevron_left:", help="Previous (key: left)", key="back", shortcut="Left", disabled=before is None,
+    on_click=move, args=(before,), width="stretch",
+)  # fmt: skip
+st.session_state.number = i
+number.number_input("Go to", 0, store.n_features - 1, key="number", on_change=typed, label_visibility="collapsed")
+on.button(
+    "", icon=":material/chevron_right:", help="Next (key: right)", key="on", shortcut="Right", disabled=after is None,
+    on_click=move, args=(after,), width="stretch",
+)  # fmt: skip
+if star.button("★" if note.star else "☆", help="Star this feature", key="star", width="stretch"):
+    with shell.guarded():
+        opened.notes.save(i, label=note.label, note=note.note, star=not note.star)
+    st.rerun()
+
+density, maximum = float(store.column("density")[i]), float(store.column("max")[i])
+facts = {
+    "density": f"{density:.3%}",
+    "count": f"{int(store.column('count')[i]):,}",
+    "max": f"{maximum:.4g}",
+    "mean": f"{float(store.column('mean')[i]):.4g}",
+    "rows": f"{int(store.column('rows')[i]):,}",
+    "token_entropy": f"{float(store.column('token_entropy')[i]):.3g}",
+    "encoder_decoder_cosine": f"{float(store.column('encoder_decoder_cosine')[i]):.3f}",
+}
+TITLES = {"count": "tokens", "token_entropy": "token entropy", "encoder_decoder_cosine": "read · write cosine"}
+for cell, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
+    cell.metric(TITLES.get(name, name), value, help=MEANING[name])
+if density > 0.1:
+    st.warning("Dense: it fires on more than 10 % of the tokens.", icon=":material/blur_on:")
+if density == 0:
+    st.info("Dead on this text: it never fires, so there are no activations to show.", icon=":material/block:")
+
+side, main = st.columns([1, 2], gap="large")
+with side:
+    if density > 0:
+        st.subheader("Activations")
+        logarithmic = st.toggle("logarithmic counts", value=True, key="log_counts")
+        shell.chart(figures.activation_histogram(store.histogram(i), logarithmic)[0], "histogram")
+        st.caption(f"The nonzero activations; {density:.3%} of {store.n_kept:,} tokens.")
+    st.subheader("What it writes")
+    if "logit_top_ids" not in store.columns:
+        st.caption("This site is not in the residual stream: its features have no direct effect on the logits.")
+    else:
+        raised, lowered = st.columns(2)
+        for cell, name, title in ((raised, "logit_top", "raises"), (lowered, "logit_bottom", "lowers")):
+            tokens = [quoted(t) for t in store.vocabulary.strings(store.column(f"{name}_ids")[i])]
+            values = store.column(name)[i].tolist()
+            table = {title: [shell.plain(t) for t in tokens], "weight": [f"{v:+.3f}" for v in values]}
+            cell.table(table, hide_index=True, border="horizontal")
+        st.caption("Decoder direction · unembedding, final norm's weight folded in, its scale left out.")
+        if st.toggle("histogram over the vocabulary (loads the model)", key="logit_histogram"):
+            with shell.guarded():
+                weights = shell.live().logit_weights(i)
+            shell.chart(figures.logit_histogram(weights)[0], "logits")
+
+with main:
+    top, across, related, text, written = st.tabs(["Top contexts", "Across the range", "Related", "Try text", "Notes"])
+    if density > 0:
+        with top:
+            length, how_many, once = st.columns([2, 1, 1.4], vertical_alignment="bottom")
+            width = length.select_slider("Tokens around the peak", [5, 10, 20, 40, 80, 160], 20, key="width")
+            n = how_many.selectbox("Contexts", [10, 20, 50, 100], index=1, key="n_contexts")
+            distinct = once.toggle("one per row of text", value=True, key="distinct")
+            contexts, repeated = distinct_contexts(
+                store, i, n, before=width, after=max(width // 2, 3), distinct_rows=distinct
+            )
+            shell.html(legend_html(maximum) + contexts_html(contexts, store.vocabulary, maximum))
+            more = f" {repeated} with the same text are left out." if repeated else ""
+            st.caption(f"Value at the underlined token, and row:position in the text.{more}")
+        with across:
+            by, samples = st.columns([2, 1], vertical_alignment="bottom")
+            kind = by.segmented_control(
+                "Intervals", ["value", "quantile"], default="value", key="interval_kind",
+                format_func={"value": "of equal width", "quantile": "of equal number"}.get,
+            )  # fmt: skip
+            each = samples.selectbox("Samples each", [3, 5, 10], index=1, key="per_interval")
+            shell.html(legend_html(maximum))
+            total = int(store.column("count")[i])
+            width = st.session_state.get("width", 20)
+            for part in store.interval_samples(i, 10, each, by=kind or "value", before=width, after=max(width // 2, 3)):
+                st.markdown(
+                    f"**{part.low:.3g} to {part.high:.3g}**: {part.count:,} activations, {part.count / total:.2%}"
+                )
+                if part.contexts:
+                    shell.html(contexts_html(part.contexts, store.vocabulary, maximum))
+    with related:
+        near, together = st.columns(2)
+        with near:
+            st.subheader("Nearest directions")
+            with shell.guarded():
+                frame = nearest_features(opened, i, 12)
+            shell.feature_table(frame, "near", column_config={"cosine": st.column_config.NumberColumn(format="%.3f")})
+        with together:
+            st.subheader("Active together")
+            frame = with_descriptions(opened, store.co_active(i, 12))
+            formats = {
+                "share": st.column_config.NumberColumn(format="percent", help="Of the tokens where this one fires."),
+                "lift": st.column_config.NumberColumn(format="%.1f×", help="share / the other's own density"),
+                "jaccard": st.column_config.NumberColumn(format="%.3f", help="tokens with both / with either"),
+                "together": None,
+            }
+            shell.feature_table(frame, "together", column_config=formats)
+        st.caption("Click a cell to open that feature.")
+    with text:
+        with st.form("try", border=False):
+            typed_text = st.text_area(
+                "Text", key="try_text", placeholder="def read(path):\n    return open(path).read()"
+            )
+            go = st.form_submit_button("Show where it fires", icon=":material/play_arrow:")
+        if go:
+            with shell.guarded():
+                engine = shell.live()
+                shell.html(engine.feature_html(engine.read(typed_text), i, maximum or None))
+    with written, st.form("note", border=False):
+        label = st.text_input("Label", note.label, key=f"label_{i}", max_chars=200, placeholder="a few words")
+        words = st.text_area("Note", note.note, key=f"note_{i}", max_chars=10_000)
+        if st.form_submit_button("Save", icon=":material/save:", type="primary"):
+            with shell.guarded():
+                opened.notes.save(i, label=label, note=words, star=note.star)
+            st.rerun()
+        st.caption(shell.plain(f"Saved {note.changed}." if note.changed else f"Kept in {opened.notes.path}."))
+if st.button("Steer with this feature", icon=":material/tune:", key="to_steer"):
+    st.session_state.steer_with = (i, maximum)
+    st.switch_page(shell.STEER_PAGE)

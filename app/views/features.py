@@ -1,0 +1,111 @@
+"""Features: the table of all of them, searched, filtered, sorted, a page at a time, and exported."""
+
+import shell
+import streamlit as st
+
+from saelab.features.table import Query, Range, choose, export, page, sortable
+from saelab.workflows.browse import MEANING
+
+SHOWN = ["density", "max", "mean", "rows", "token_entropy", "top_token_share", "nearest_cosine"]
+FORMATS = {"density": "%.3e", "count": "%d", "rows": "%d", "distinct_tokens": "%d", "nearest": "%d", "top_token": "%d"}
+
+
+def columns(names):
+    """Say how each column is written and what it means."""
+    shown = {
+        name: st.column_config.NumberColumn(
+            name.replace("_", " "), help=MEANING.get(name), format=FORMATS.get(name, "%.3g")
+        )
+        for name in names
+        if name != "dead"
+    }
+    texts = {
+        "fires on": "Most frequent token it fires on, and its share.",
+        "promotes": "Tokens whose logit it raises most.",
+    }
+    shown |= {name: st.column_config.TextColumn(help=text, width="medium") for name, text in texts.items()}
+    shown["star"] = st.column_config.TextColumn("★", width=40)
+    shown["feature"] = st.column_config.NumberColumn(format="%d", width="small")
+    return shown
+
+
+st.title("Features")
+opened = shell.opened()
+store = opened.store
+names = sortable(store)
+with shell.guarded():
+    notes = opened.notes.all()
+
+search, sort, order, star = st.columns([4, 2, 1.4, 1.2], vertical_alignment="bottom")
+text = search.text_input(
+    "Search",
+    key="search",
+    placeholder="a feature's number, a token, or words of a label",
+    help="Labels, notes, and tokens.",
+)
+sort_by = sort.selectbox(
+    "Sort by",
+    ["feature", *names],
+    index=1 + names.index("density"),
+    key="sort",
+    format_func=lambda n: n.replace("_", " "),
+)
+descending = order.selectbox(
+    "Order", [True, False], format_func={True: "largest first", False: "smallest first"}.get, key="order"
+)
+starred = star.toggle("★ only", key="starred")
+
+with st.expander("Filter by columns, choose columns"):
+    filtered = st.multiselect("Filter by", names, key="filtered", format_func=lambda n: n.replace("_", " "))
+    ranges = []
+    for name in filtered:
+        values = store.column(name)
+        title, low, high = st.columns([2, 2, 2], vertical_alignment="center")
+        title.markdown(f"**{name.replace('_', ' ')}**  \n{MEANING.get(name, '')}")
+        least, most = float(values.min()), float(values.max())
+        bounds = (
+            low.number_input("at least", value=None, placeholder=f"{least:.4g}", format="%g", key=f"low_{name}"),
+            high.number_input("at most", value=None, placeholder=f"{most:.4g}", format="%g", key=f"high_{name}"),
+        )
+        ranges.append(Range(name, *bounds))
+    default = [name for name in SHOWN if name in names]
+    visible = st.multiselect(
+        "Columns", names, default=default, key="columns", format_func=lambda n: n.replace("_", " ")
+    )
+
+query = Query(text, tuple(ranges), bool(starred), sort_by, bool(descending))
+with shell.guarded():
+    found = choose(store, query, notes)
+st.session_state.walk = found
+
+if not len(found):
+    st.info("No feature is like that. Clear the search or widen the filter.")
+    st.stop()
+
+size, number, count, csv, jsonl = st.columns([1, 1, 3, 1.2, 1.2], vertical_alignment="bottom")
+per_page = size.selectbox("Rows", [25, 50, 100, 250], index=1, key="per_page")
+pages = -(-len(found) // per_page)
+if st.session_state.get("page_number", 1) > pages:
+    st.session_state.page_number = 1
+shown = number.number_input("Page", 1, pages, key="page_number")
+first = (shown - 1) * per_page
+part = found[first : first + per_page]
+count.caption(
+    f"{len(found):,} of {store.n_features:,} features; {first + 1:,} to {first + len(part):,} shown, "
+    f"page {shown:,} of {pages:,}"
+)
+for cell, form in ((csv, "csv"), (jsonl, "jsonl")):
+    cell.download_button(
+        form.upper(),
+        data=lambda form=form: b"".join(export(store, found, notes, form)),
+        file_name=f"features.{form}",
+        mime="text/csv" if form == "csv" else "application/x-ndjson",
+        icon=":material/download:",
+        help=f"All {len(found):,} features of the selection, every column.",
+        on_click="ignore",
+        key=f"export_{form}",
+        width="stretch",
+    )
+frame = page(store, part, visible, notes)
+shell.feature_table(frame, "table", column_config=columns([*names]), height=min(36 * (len(frame) + 1), 900))
+st.caption("Click any cell to open the feature. Previous and next on its page then follow this selection.")

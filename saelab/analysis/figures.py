@@ -1,0 +1,234 @@
+"""Figures, all in one look. Each function returns a Plotly figure and the frame of numbers that is drawn.
+
+Colours are Okabe and Ito's, told apart by colour-blind eyes, and Cividis where colour stands for a number. Backgrounds
+are transparent and text takes the page's colour, so figures fit light and dark pages. Texts from outside (tokens) are
+escaped: Plotly reads a little HTML in its labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saelab.core.statistics import HistogramResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
+"""Colours of categories, in the order they are given out."""
+SCALE = "Cividis"
+"""Colour scale of numbers."""
+MOST_POINTS = 4000
+"""Points drawn in a scatter plot; of more, this many are drawn at even distances."""
+
+
+def template() -> Any:
+    """Return the look that all figures share."""
+    from plotly import graph_objects as go
+
+    axis = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "automargin": True, "title": {"standoff": 8}}
+    layout = go.Layout(
+        colorway=list(PALETTE),
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 13},
+        margin={"l": 8, "r": 8, "t": 12, "b": 8},
+        height=280,
+        bargap=0.04,
+        hoverlabel={"font": {"family": "monospace"}},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        xaxis=axis,
+        yaxis=axis,
+        modebar={"remove": ["lasso", "select", "autoscale", "zoomin", "zoomout"]},
+    )
+    return go.layout.Template(layout=layout)
+
+
+def _figure(*traces: Any, **layout: Any) -> "Figure":
+    from plotly import graph_objects as go
+
+    return go.Figure(list(traces), {"template": template(), **layout})
+
+
+def _bars(result: HistogramResult, colour: str, hover: str, logarithmic: bool = False) -> tuple[Any, "pd.DataFrame"]:
+    import pandas as pd
+    from plotly import graph_objects as go
+
+    low, high = result.edges[:-1], result.edges[1:]
+    frame = pd.DataFrame({"low": low, "high": high, "count": result.counts})
+    bar = go.Bar(
+        x=np.sqrt(low * high) if logarithmic else (low + high) / 2,
+        y=result.counts,
+        width=high - low,
+        customdata=np.stack([low, high], 1),
+        marker={"color": colour, "line": {"width": 0}},
+        hovertemplate=hover + "<extra></extra>",
+    )
+    return bar, frame
+
+
+def activation_histogram(result: HistogramResult, log_counts: bool = False) -> "tuple[Figure, pd.DataFrame]":
+    """Histogram of a feature's nonzero activations."""
+    bar, frame = _bars(result, ORANGE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} tokens")
+    scale = {"type": "log"} if log_counts else {}
+    return _figure(bar, xaxis_title="activation", yaxis={"title": "tokens", **scale}), frame
+
+
+def logit_histogram(values: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.DataFrame]":
+    """Histogram of a feature's logit weights over the vocabulary."""
+    counts, edges = np.histogram(np.asarray(values, np.float64), bins)
+    result = HistogramResult(edges.astype(np.float64), counts.astype(np.int64), 0, 0)
+    bar, frame = _bars(result, BLUE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} vocabulary tokens")
+    return _figure(bar, xaxis_title="logit weight", yaxis={"title": "vocabulary tokens", "type": "log"}), frame
+
+
+def density_histogram(density: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.DataFrame]":
+    """Histogram of the log10 densities of the features that fire at all."""
+    alive = np.log10(np.asarray(density, np.float64)[np.asarray(density) > 0])
+    low, high = (float(alive.min()), float(alive.max())) if len(alive) else (-1.0, 0.0)
+    counts, edges = np.histogram(alive, bins, (low, max(high, low + 1e-6)))
+    result = HistogramResult(edges.astype(np.float64), counts.astype(np.int64), 0, 0)
+    bar, frame = _bars(result, BLUE, "10^%{customdata[0]:.2f} to 10^%{customdata[1]:.2f}<br>%{y:,} features")
+    return _figure(bar, xaxis_title="log10 density (share of tokens)", yaxis_title="features"), frame
+
+
+def feature_scatter(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    x_title: str,
+    y_title: str,
+    colour: np.ndarray | None = None,
+    colour_title: str = "",
+    features: np.ndarray | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    equal: bool = False,
+) -> "tuple[Figure, pd.DataFrame]":
+    """Scatter plot of features; points carry the feature's number. At most ``MOST_POINTS``, at even distances.
+
+    On a logarithmic axis only features with a positive value are drawn. ``equal`` gives both axes the same scale.
+    """
+    import pandas as pd
+    from plotly import graph_objects as go
+
+    frame = pd.DataFrame({"x": np.asarray(x, np.float64), "y": np.asarray(y, np.float64)})
+    frame.insert(0, "feature", np.arange(len(x)) if features is None else features)
+    frame["colour"] = 0.0 if colour is None else np.asarray(colour, np.float64)
+    across, up = frame["x"].to_numpy(), frame["y"].to_numpy()
+    drawn = np.isfinite(across) & np.isfinite(up)
+    if log_x:
+        drawn &= across > 0
+    if log_y:
+        drawn &= up > 0
+    frame = frame.loc[drawn]
+    if len(frame) > MOST_POINTS:
+        frame = frame.iloc[np.linspace(0, len(frame) - 1, MOST_POINTS).astype(np.int64)]
+    marker: dict[str, Any] = {"size": 5, "opacity": 0.75, "color": BLUE}
+    if colour is not None:
+        bar = {"title": {"text": escape(colour_title), "side": "right"}, "thickness": 10, "outlinewidth": 0}
+        marker |= {"color": frame["colour"], "colorscale": SCALE, "colorbar": bar}
+    shown = f"<br>{escape(colour_title)} %{{marker.color:.4g}}" if colour is not None else ""
+    points = go.Scatter(
+        x=frame["x"],
+        y=frame["y"],
+        mode="markers",
+        marker=marker,
+        customdata=frame["feature"],
+        hovertemplate=f"feature %{{customdata}}<br>{escape(x_title)} %{{x:.4g}}<br>{escape(y_title)} %{{y:.4g}}{shown}"
+        "<extra></extra>",
+    )
+    axes: dict[str, Any] = {
+        "xaxis": {"title": x_title, **({"type": "log"} if log_x else {})},
+        "yaxis": {"title": y_title, **({"type": "log"} if log_y else {})},
+    }
+    if equal:
+        axes["yaxis"] |= {"scaleanchor": "x", "scaleratio": 1}
+    return _figure(points, height=380, clickmode="event+select", **axes), frame.reset_index(drop=True)
+
+
+def training_curves(logs: "Mapping[str, pd.DataFrame]", metric: str, title: str) -> "tuple[Figure, pd.DataFrame]":
+    """One metric of several training runs against the tokens trained on. ``logs`` are frames of ``training.jsonl``."""
+    import pandas as pd
+    from plotly import graph_objects as go
+
+    parts, lines = [], []
+    for k, (name, log) in enumerate(logs.items()):
+        if metric not in log or not len(log):
+            continue
+        parts.append(pd.DataFrame({"run": name, "tokens": log["tokens"], metric: log[metric]}))
+        lines.append(
+            go.Scatter(
+                x=log["tokens"],
+                y=log[metric],
+                name=escape(name),
+                mode="lines+markers" if len(log) < 30 else "lines",
+                line={"color": PALETTE[k % len(PALETTE)], "width": 2},
+                hovertemplate=f"{escape(name)}<br>%{{x:,}} tokens<br>{escape(title)} %{{y:.4g}}<extra></extra>",
+            )
+        )
+    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"run": [], "tokens": [], metric: []})
+    layout = {"xaxis_title": "tokens", "yaxis_title": title, "showlegend": len(lines) > 1, "height": 240}
+    return _figure(*lines, **layout), frame
+
+
+def counts_per_token(counts: Sequence[int]) -> "tuple[Figure, pd.DataFrame]":
+    """Bar for each number of active features: on how many tokens that many were active."""
+    import pandas as pd
+    from plotly import graph_objects as go
+
+    frame = pd.DataFrame({"active": range(len(counts)), "tokens": list(counts)})
+    shown = frame[frame["tokens"] > 0]
+    bar = go.Bar(
+        x=shown["active"],
+        y=shown["tokens"],
+        marker={"color": GREEN},
+        hovertemplate="%{x} active<br>%{y:,} tokens<extra></extra>",
+    )
+    return _figure(bar, xaxis_title="active features", yaxis_title="tokens"), frame
+
+
+def probability_changes(effect: "pd.DataFrame", texts: Sequence[str], n: int = 12) -> "tuple[Figure, pd.DataFrame]":
+    """Next-token probabilities before and after steering, for the n tokens whose probability changes most.
+
+    ``effect`` is what :func:`saelab.analysis.steering.next_token_effect` returns; ``texts`` its first n tokens as text.
+    """
+    from plotly import graph_objects as go
+
+    frame = effect.head(n).assign(text=list(texts)[:n]).sort_values("change", kind="stable").reset_index(drop=True)
+    places = list(range(len(frame)))
+    bars = [
+        go.Bar(
+            y=places,
+            x=frame[name],
+            orientation="h",
+            name=name,
+            marker={"color": colour},
+            hovertemplate=name + " %{x:.2%}<extra></extra>",
+        )
+        for name, colour in (("default", SKY), ("steered", VERMILLION))
+    ]
+    labels = {"tickmode": "array", "tickvals": places, "ticktext": [escape(text) for text in frame["text"]]}
+    yaxis = {**labels, "tickfont": {"family": "monospace"}, "showgrid": False}
+    layout = {"xaxis": {"title": "probability of the next token", "tickformat": ".0%"}, "yaxis": yaxis}
+    return _figure(*bars, height=90 + 30 * len(frame), barmode="group", **layout), frame
+
+
+def prompt_loss(loss: np.ndarray, texts: Sequence[str]) -> "tuple[Figure, pd.DataFrame]":
+    """Loss of each token of a prompt, in nats."""
+    import pandas as pd
+    from plotly import graph_objects as go
+
+    frame = pd.DataFrame({"position": range(len(loss)), "token": list(texts), "loss": loss})
+    bar = go.Bar(
+        x=frame["position"],
+        y=frame["loss"],
+        customdata=[escape(text) for text in texts],
+        marker={"color": SKY},
+        hovertemplate="%{x}: %{customdata}<br>%{y:.3f} nats<extra></extra>",
+    )
+    return _figure(bar, xaxis_title="position", yaxis_title="loss (nats)", height=180), frame

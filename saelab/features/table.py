@@ -1,0 +1,188 @@
+"""The features of a store as a table: searched, filtered and sorted by its columns alone, a page at a time.
+
+Columns are memory-mapped; a million features cost a few passes over one column each, and no frame is made of more rows
+than are asked for.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from saelab.core.errors import ConfigError
+from saelab.features.notes import Note
+from saelab.features.render import visible
+from saelab.features.store import FeatureStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PIECE = 4096
+"""Rows exported at once."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A condition on one column: ``low <= value <= high``; None is no bound."""
+
+    column: str
+    """Name of the column."""
+    low: float | None = None
+    """Least value."""
+    high: float | None = None
+    """Largest value."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which features, and in which order."""
+
+    text: str = ""
+    """A feature's number, or a text looked for in labels, notes, the most frequent token and the promoted tokens."""
+    ranges: tuple[Range, ...] = ()
+    """Conditions that all hold."""
+    starred: bool = False
+    """Only features with a star."""
+    sort: str = "feature"
+    """Column to sort by, or ``feature``."""
+    descending: bool = False
+    """Largest first."""
+
+
+def sortable(store: FeatureStore) -> list[str]:
+    """Names of the columns with one number per feature."""
+    return [name for name in store.columns if store.column(name).ndim == 1]
+
+
+def choose(store: FeatureStore, query: Query, notes: Mapping[int, Note]) -> Int64[np.ndarray, " n"]:
+    """Return the features that a query asks for, in its order; equal values in order of their number."""
+    keep = np.ones(store.n_features, np.bool_)
+    for condition in query.ranges:
+        values = _column(store, condition.column)
+        if condition.low is not None:
+            keep &= values >= condition.low
+        if condition.high is not None:
+            keep &= values <= condition.high
+    if query.starred:
+        keep &= _members(store.n_features, [i for i, note in notes.items() if note.star])
+    if query.text.strip():
+        keep &= _matching(store, query.text.strip(), notes)
+    found = np.flatnonzero(keep).astype(np.int64)
+    if query.sort == "feature":
+        return found[::-1].copy() if query.descending else found
+    values = _column(store, query.sort)[found].astype(np.float64)
+    return found[np.argsort(-values if query.descending else values, kind="stable")]
+
+
+def _column(store: FeatureStore, name: str) -> np.ndarray:
+    values = store.column(name)
+    if values.ndim != 1:
+        raise ConfigError(f"column '{name}' holds lists; give one of {', '.join(sortable(store))}")
+    return values
+
+
+def _members(n: int, features: Sequence[int]) -> np.ndarray:
+    mask = np.zeros(n, np.bool_)
+    mask[[i for i in features if 0 <= i < n]] = True
+    return mask
+
+
+def _matching(store: FeatureStore, text: str, notes: Mapping[int, Note]) -> np.ndarray:
+    wanted = text.casefold()
+    if wanted.isdecimal():
+        return _members(store.n_features, [int(wanted)])
+    named = [i for i, note in notes.items() if wanted in f"{note.label}\n{note.note}".casefold()]
+    mask = _members(store.n_features, named)
+    vocabulary = store.vocabulary
+    matches = np.zeros(len(vocabulary) + 1, np.bool_)  # the last place is for token -1: no token
+    for i, token in enumerate(vocabulary.strings(range(len(vocabulary)))):
+        matches[i] = wanted in token.casefold()
+    for name in ("top_token", "logit_top_ids"):
+        if name in store.columns and matches.any():
+            found = matches[store.column(name)]
+            mask |= found if found.ndim == 1 else found.any(1)
+    return mask
+
+
+def page(
+    store: FeatureStore, features: Int64[np.ndarray, " n"], columns: Sequence[str], notes: Mapping[int, Note]
+) -> "pd.DataFrame":
+    """Return some features as a frame: number, star, label, the chosen columns, and the tokens as texts."""
+    import pandas as pd
+
+    data: dict[str, Any] = {
+        "feature": features,
+        "star": ["★" if notes.get(i, Note()).star else "" for i in features.tolist()],
+        "label": [notes.get(i, Note()).label for i in features.tolist()],
+    }
+    for name in columns:
+        data[name] = np.array(_column(store, name)[features])
+    data["fires on"] = _top_tokens(store, features)
+    if "logit_top_ids" in store.columns:
+        ids = store.column("logit_top_ids")[features]
+        data["promotes"] = [_joined(store, row[:5]) for row in ids]
+    return pd.DataFrame(data)
+
+
+def _top_tokens(store: FeatureStore, features: np.ndarray) -> list[str]:
+    if "top_token" not in store.columns:
+        return [""] * len(features)
+    shares = store.column("top_token_share")[features].tolist()
+    return [
+        "" if i < 0 else f"{_joined(store, [i])} {share:.0%}"
+        for i, share in zip(store.column("top_token")[features].tolist(), shares, strict=True)
+    ]
+
+
+def _joined(store: FeatureStore, ids: Sequence[int] | np.ndarray) -> str:
+    return " ".join(quoted(text) for text in store.vocabulary.strings(ids))
+
+
+def quoted(token: str) -> str:
+    """Return a token in quotation marks, so that its spaces are seen; control characters by name."""
+    return f"“{visible(token)}”"
+
+
+def export(
+    store: FeatureStore, features: Int64[np.ndarray, " n"], notes: Mapping[int, Note], form: str
+) -> Iterator[bytes]:
+    """Yield the table of some features, all columns, as ``csv`` or ``jsonl``, piece by piece.
+
+    Token columns hold the texts as they are: a CSV or JSON reader gives back the exact characters.
+    """
+    if form not in ("csv", "jsonl"):
+        raise ConfigError(f"the format is '{form}', expected 'csv' or 'jsonl'")
+    names = sortable(store)
+    lists = [name for name in ("logit_top_ids", "logit_bottom_ids") if name in store.columns]
+    heads = ["feature", "star", "label", "note", *names, "top_token_text", *(n.removesuffix("_ids") for n in lists)]
+    if form == "csv":
+        yield _csv_line(heads)
+    for k in range(0, len(features), PIECE):
+        part = features[k : k + PIECE]
+        columns = [store.column(name)[part].tolist() for name in names]
+        tops = store.column("top_token")[part].tolist() if "top_token" in names else [-1] * len(part)
+        texts = [store.vocabulary.strings([i])[0] if i >= 0 else "" for i in tops]
+        tokens = [[store.vocabulary.strings(row) for row in store.column(name)[part]] for name in lists]
+        lines = []
+        for j, feature in enumerate(part.tolist()):
+            note = notes.get(feature, Note())
+            cells = [feature, note.star, note.label, note.note, *(c[j] for c in columns), texts[j]]
+            cells += [column[j] for column in tokens]
+            if form == "jsonl":
+                lines.append((json.dumps(dict(zip(heads, cells, strict=True)), ensure_ascii=False) + "\n").encode())
+            else:
+                lines.append(
+                    _csv_line([json.dumps(c, ensure_ascii=False) if isinstance(c, list) else c for c in cells])
+                )
+        yield b"".join(lines)
+
+
+def _csv_line(cells: Sequence[Any]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue().encode()
