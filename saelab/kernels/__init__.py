@@ -11,12 +11,14 @@ from saelab.kernels.select import Precision, TopK, select_topk
 from saelab.kernels.select_above import Entries, select_above
 from saelab.kernels.select_budget import select_budget
 from saelab.kernels.select_columns import Columns, select_columns
+from saelab.kernels.select_scored import Scored, select_scored
 
 __all__ = [
     "Columns",
     "Entries",
     "Impl",
     "Precision",
+    "Scored",
     "TopK",
     "decode",
     "decode_and_block",
@@ -27,5 +29,6 @@ __all__ = [
     "select_above",
     "select_budget",
     "select_columns",
+    "select_scored",
     "select_topk",
 ]

@@ -14,6 +14,7 @@ _WHY = {
     "select_budget": "one pass over tiles with a bound from the first rows: a flat topk costs more than the product",
     "select_columns": "tiled over features, in classes of similar quota",
     "select_above": "tiled over rows; groups of columns whose maximum is below the threshold are not looked at",
+    "select_scored": "tiled over rows: neither pre-activations nor influences outlive a tile",
     "pre_activations_at": "backward visits the selected entries only, grouped by feature: deterministic",
     "decode": "embedding_bag reads k decoder rows per token instead of multiplying by all of them",
 }

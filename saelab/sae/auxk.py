@@ -84,6 +84,14 @@ def decode_with_aux(
     return both[: code.n_tokens] + b_dec, both[code.n_tokens :]
 
 
+def decode_aux(encoding: Encoding, w_dec: Float[Tensor, "d_sae d"], impl: Impl) -> Float[Tensor, "n d"] | None:
+    """Return the residual's reconstruction (without bias) when there are activations of dead features."""
+    aux = encoding.aux
+    if isinstance(aux, Block):
+        return aux.values @ w_dec[aux.features]
+    return None if aux is None else decode(aux, w_dec, impl=impl)
+
+
 def _keep_largest(block: Float[Tensor, "n n_block"], k: int) -> Float[Tensor, "n n_block"]:
     """Zero all but the k largest entries of each row."""
     if block.shape[1] <= k:

@@ -133,7 +133,7 @@ class SAE(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "n d_out"]:
         """Return the reconstruction of raw activations (N, d_in)."""
-        return self.decode(self.encode(x))
+        return self.add_skip(self.decode(self.encode(x)), x.to(self.W_dec.dtype))
 
     @abstractmethod
     def encode_scaled(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
@@ -180,13 +180,23 @@ class SAE(nn.Module, ABC):
         """
         encoding = self.encode_training(batch, context)
         target = batch.x if batch.target is None else batch.target
-        x_hat, e_hat = decode_with_aux(encoding, self.W_dec, self.b_dec, context.impl)
+        impl = self.decode_impl(encoding.code, context)
+        x_hat, e_hat = decode_with_aux(encoding, self.W_dec, self.b_dec, impl)
+        x_hat = self.add_skip(x_hat, batch.x)
         residual = target - x_hat
         losses = {"mse": _squared_error(residual)}
         if e_hat is not None:
             losses["aux"] = context.aux_coefficient * _squared_error(residual.detach() - e_hat)
         losses |= self.extra_losses(batch, encoding, context)
         return TrainingPass(losses, encoding.code.detach())
+
+    def decode_impl(self, code: SparseCode, context: StepContext) -> Impl:
+        """Return the twin that decodes a code in training."""
+        return context.impl
+
+    def add_skip(self, x_hat: Float[Tensor, "n d_out"], x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
+        """Add what reaches the (scaled) reconstruction past the code: nothing, but in transcoders with a skip path."""
+        return x_hat
 
     def choose_topk(
         self, x: Float[Tensor, "n d_in"], k: int, context: StepContext

@@ -48,11 +48,11 @@ class MutualChoiceConfig(AllocationConfig):
 class MutualChoiceSAE(AllocatedSAE):
     """Mutual-Choice SAE; see the module's docstring. Buffer ``theta`` (scalar): the threshold of inference."""
 
-    config: MutualChoiceConfig
+    config: AllocationConfig
     theta: Float[Tensor, ""]
     in_code_units = ("b_enc", "b_dec", "theta")
 
-    def __init__(self, config: MutualChoiceConfig, seed: int | None = 0) -> None:
+    def __init__(self, config: AllocationConfig, seed: int | None = 0) -> None:
         """Initialise as :class:`SAE` does, without a threshold."""
         super().__init__(config, seed)
         self.register_buffer("theta", torch.zeros(()))

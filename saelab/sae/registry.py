@@ -5,8 +5,14 @@ from typing import NamedTuple
 from saelab.core.registry import Registry
 from saelab.sae.base import SAE, SAEConfig
 from saelab.sae.feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
+from saelab.sae.gated import GatedConfig, GatedSAE
+from saelab.sae.gradient import GradientConfig, GradientSAE
+from saelab.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from saelab.sae.matryoshka import MatryoshkaConfig, MatryoshkaSAE
 from saelab.sae.mutual_choice import MutualChoiceConfig, MutualChoiceSAE
+from saelab.sae.relu import ReLUConfig, ReLUSAE
 from saelab.sae.topk import TopKConfig, TopKSAE
+from saelab.sae.transcoder import TranscoderConfig, TranscoderSAE
 
 
 class Architecture(NamedTuple):
@@ -22,6 +28,12 @@ ARCHITECTURES: Registry[Architecture] = Registry("architecture")
 ARCHITECTURES.register("topk", Architecture(TopKConfig, TopKSAE))
 ARCHITECTURES.register("mutual_choice", Architecture(MutualChoiceConfig, MutualChoiceSAE))
 ARCHITECTURES.register("feature_choice", Architecture(FeatureChoiceConfig, FeatureChoiceSAE))
+ARCHITECTURES.register("relu", Architecture(ReLUConfig, ReLUSAE))
+ARCHITECTURES.register("jumprelu", Architecture(JumpReLUConfig, JumpReLUSAE))
+ARCHITECTURES.register("gated", Architecture(GatedConfig, GatedSAE))
+ARCHITECTURES.register("matryoshka", Architecture(MatryoshkaConfig, MatryoshkaSAE))
+ARCHITECTURES.register("gradient", Architecture(GradientConfig, GradientSAE))
+ARCHITECTURES.register("transcoder", Architecture(TranscoderConfig, TranscoderSAE))
 ARCHITECTURES.alias("batchtopk", "mutual_choice")
 
 

@@ -184,13 +184,25 @@ def _needs_gradient(run: FitConfig) -> bool:
 
 def _width(data: Mapping[str, Any]) -> dict[str, int] | None:
     """``d_in`` (and ``d_target`` when another site is reconstructed) of what the raw config names; None if nothing."""
-    site, store = data.get("site"), data.get("store")
+    site, store, target = data.get("site"), data.get("store"), data.get("target_site")
+    if "d_target" in data["sae"] or "d_target" not in _fields(data["sae"].get("architecture")):
+        target = None
     if store is not None:
         widths = {name: about["width"] for name, about in read_manifest(store, "activation-store")["sites"].items()}
-        return {"d_in": widths[_site_of(list(widths), site, store)]}
+        found = {"d_in": widths[_site_of(list(widths), site, store)]}
+        return found if target is None else found | {"d_target": widths[_site_of(list(widths), target, store)]}
     if isinstance(data.get("live"), Mapping) and site is not None:
-        return {"d_in": _load(parse_config(LiveJob, data["live"], "live")).width(site)}
+        model = _load(parse_config(LiveJob, data["live"], "live"))
+        found = {"d_in": model.width(site)}
+        return found if target is None else found | {"d_target": model.width(target)}
     return None
+
+
+def _fields(architecture: object) -> set[str]:
+    """Return the config keys of an architecture; none of an unknown one, which is reported when it is parsed."""
+    from saelab.sae.registry import ARCHITECTURES
+
+    return set(ARCHITECTURES[str(architecture)].config.model_fields) if architecture in ARCHITECTURES else set()
 
 
 def _site_of(sites: list[str], wanted: str | None, store: str) -> str:
