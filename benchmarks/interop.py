@@ -143,8 +143,7 @@ def evaluate(portable: Portable, x: Tensor, row: Row) -> tuple[Tensor, Tensor]:
         row.note = (row.note + " by formula, architecture not registered").strip()
         return portable.dense(x)
     sae = portable.to_sae()
-    code = sae.encode(x)
-    return code.to_dense(), sae.decode(code)
+    return sae.encode(x).to_dense(), sae(x)
 
 
 def compare(row: Row, acts: Tensor, recon: Tensor, their_acts: Tensor, their_recon: Tensor) -> None:

@@ -14,7 +14,7 @@ from saelab.sae.formats import FORMATS, Portable, detect_format, export_sae, imp
 from saelab.sae.formats.files import load_pickle
 from saelab.sae.registry import ARCHITECTURES, build_sae
 from saelab.sae.topk import TopKConfig
-from tests.sae.formats_helpers import D, K, M, close, folder, tensors
+from tests.sae.formats_helpers import D, K, M, close, folder, tensors, topk
 
 KINDS = ("topk", "jumprelu", "relu", "gated")
 
@@ -106,21 +106,65 @@ def test_batch_topk_keeps_its_name_and_k(tmp_path: Path, prefixes: tuple[int, ..
         write(sae, tmp_path / name)
         back = read_checkpoint(tmp_path / name)
         assert (back.architecture, back.k, back.prefixes) == (architecture, 3, prefixes)
-        if architecture in ARCHITECTURES:
-            loaded = import_sae(tmp_path / name)
-            code = loaded.encode(x)
-            close((code.to_dense(), loaded.decode(code)), *back.dense(x))
-            again = Portable.from_sae(loaded)
-            assert (again.architecture, again.k, again.prefixes) == (architecture, 3, prefixes)
-            assert torch.equal(again.dense(x)[0], back.dense(x)[0])
+        loaded = import_sae(tmp_path / name)
+        close((loaded.encode(x).to_dense(), loaded(x)), *back.dense(x))
+        again = Portable.from_sae(loaded)
+        assert (again.architecture, again.k, again.prefixes) == (architecture, 3, prefixes)
+        assert torch.equal(again.dense(x)[0], back.dense(x)[0])
 
 
-def test_unregistered_architecture_is_named() -> None:
-    sae = portable("topk", transcoder=True)
-    if "transcoder" in ARCHITECTURES:
-        pytest.skip("transcoders are there")
-    with pytest.raises(FormatError, match="is a transcoder SAE, an architecture this version"):
-        sae.to_sae()
+def test_transcoder_to_sae_and_back(tmp_path: Path) -> None:
+    t = tensors()
+    skip = torch.randn(D, D, generator=torch.Generator().manual_seed(3))
+    sae = portable("topk", transcoder=True, centered=False, W_skip=skip).to_sae()
+    z = (t["x"] * 0.4) @ t["W_enc"] + t["b_enc"]
+    acts = topk(z, K)
+    recon = (acts @ t["W_dec"] + t["b_dec"]) / 0.4 + t["x"] @ skip
+    close((sae.encode(t["x"]).to_dense(), sae(t["x"])), acts, recon)
+    back = import_sae(export_sae(sae, tmp_path / "sparsify", "sparsify"))
+    assert back.config.architecture == "transcoder"
+    close((back.encode(t["x"]).to_dense() * 0.4, back(t["x"])), acts, recon)
+    for name in ("saelens", "dictionary_learning", "openmoss", "openai"):
+        with pytest.raises(FormatError, match=r"transcoder|ReLU SAEs only"):
+            export_sae(sae, tmp_path / name, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_an_sae_with_the_same_function(kind: str) -> None:
+    x = tensors()["x"]
+    for centered in (True, False):
+        original = portable(kind, centered=centered)
+        sae = original.to_sae()
+        close((sae.encode(x).to_dense(), sae(x)), *original.dense(x))
+        back = Portable.from_sae(sae)
+        assert back.kind == kind
+        close(back.dense(x), *original.dense(x))
+
+
+def test_gradient_and_feature_choice_sae_are_exported_as_they_infer(tmp_path: Path) -> None:
+    x = tensors()["x"]
+    gradient = build_sae(ARCHITECTURES["gradient"].config(architecture="gradient", d_in=D, d_sae=M, k=K))
+    back = import_sae(export_sae(gradient, tmp_path / "g", "saelens"))
+    assert back.config.architecture == "topk"
+    close((back.encode(x).to_dense(), back(x)), gradient.encode(x).to_dense(), gradient(x))
+    choice = build_sae(ARCHITECTURES["feature_choice"].config(architecture="feature_choice", d_in=D, d_sae=M, k=K))
+    with pytest.raises(FormatError, match="other library's format can hold the architecture 'feature_choice'"):
+        export_sae(choice, tmp_path / "f", "saelens")  # it has no thresholds before training
+    with torch.no_grad():
+        choice.get_buffer("batches").fill_(1)
+        choice.get_buffer("thetas").fill_(1)
+        choice.get_buffer("thetas")[0] = 0  # a feature that never fired has no threshold and stays off
+        choice.get_buffer("theta").copy_(torch.linspace(0.1, 1, M))
+    for name in ("saelens", "dictionary_learning"):
+        back = import_sae(export_sae(choice, tmp_path / name, name))
+        assert back.config.architecture == "jumprelu"
+        close((back.encode(x).to_dense(), back(x)), choice.encode(x).to_dense(), choice(x))
+
+
+def test_unregistered_architecture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ARCHITECTURES._items, "relu")
+    with pytest.raises(FormatError, match="is a relu SAE, an architecture this version of saelab does not have"):
+        portable("relu").to_sae()
 
 
 def test_an_architecture_no_format_holds_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from saelab.sae.registry import ARCHITECTURES, build_sae
 
 Kind = Literal["topk", "jumprelu", "relu", "gated"]
 TRANSCODER, BATCH_TOPK, MATRYOSHKA = "transcoder", "mutual_choice", "matryoshka"
-_WITH_K = ("topk", TRANSCODER, BATCH_TOPK, MATRYOSHKA)
+_INFER_TOPK = ("topk", TRANSCODER, "gradient")
+_WITH_K = (*_INFER_TOPK, BATCH_TOPK, MATRYOSHKA)
 MIN_NORM = 1e-8
 """Decoder rows shorter than this count as this long where norms are divided by, as in SAELens."""
 
@@ -192,7 +193,7 @@ class Portable:
             "architecture": name,
             "d_in": self.d_in,
             "d_sae": self.d_sae,
-            "d_out": self.W_dec.shape[1],
+            "d_target": self.W_dec.shape[1],
             "k": int(self.k) if self.kind == "topk" and self.k is not None else self.k,
             "input_scale": self.input_scale,
             "skip": self.W_skip is not None,
@@ -231,7 +232,7 @@ class Portable:
         threshold = sae.threshold
         if "r_mag" in tensors:
             kind: Kind = "gated"
-        elif name in ("topk", TRANSCODER) and threshold is None and hasattr(sae.config, "k"):
+        elif name in _INFER_TOPK:
             kind = "topk"
         elif threshold is not None:
             kind = "jumprelu"
