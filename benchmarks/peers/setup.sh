@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make one virtual environment per peer package under .venv-peers/ (about 4.5 GB with CPU builds of torch).
+# Make one virtual environment per peer package under .venv-peers/ (about 5.5 GB with CPU builds of torch).
 #   benchmarks/peers/setup.sh [saelens] [sparsify] [dictionary_learning]      default: all three
 # TORCH chooses the torch to install first, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
 set -euo pipefail
