@@ -21,7 +21,7 @@ from saelab.workflows.live import Live, open_live
 
 FEATURE_PAGE, STEER_PAGE = "views/feature.py", "views/steer.py"
 STYLE = """
-[data-testid="stMainBlockContainer"]{padding-top:2.6rem;padding-bottom:3rem;max-width:1500px}
+[data-testid="stMainBlockContainer"]{padding:2.4rem clamp(1rem,3vw,3rem) 3rem;max-width:1560px}
 [data-testid="stMetricValue"]{font-size:1.35rem;font-variant-numeric:tabular-nums}
 [data-testid="stMetricLabel"]{opacity:.75}
 [data-testid="stHtml"]:has(.sl){overflow:visible}

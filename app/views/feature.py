@@ -5,8 +5,7 @@ import shell
 import streamlit as st
 
 from saelab.analysis import figures
-from saelab.features.html import contexts_html, legend_html
-from saelab.features.table import quoted
+from saelab.features.html import contexts_html, legend_html, weights_html
 from saelab.workflows.browse import MEANING, distinct_contexts, nearest_features, with_descriptions
 
 opened = shell.opened()
@@ -54,16 +53,15 @@ else:
 heading, back, number, on, star = st.columns([5, 0.8, 1.5, 0.8, 1.1], vertical_alignment="bottom")
 heading.title(f"Feature {i}")
 heading.caption(shell.plain(f"{note.label or 'no label yet'} · {where}"))
+step = {"on_click": move, "width": "stretch"}
 back.button(
-    "", icon=":material/chevron_left:", help="Previous (key: left)", key="back", shortcut="Left", disabled=before is None,
-    on_click=move, args=(before,), width="stretch",
-)  # fmt: skip
+    "", key="back", icon=":material/chevron_left:", shortcut="Left", disabled=before is None, args=(before,), **step
+)
 st.session_state.number = i
 number.number_input("Go to", 0, store.n_features - 1, key="number", on_change=typed, label_visibility="collapsed")
 on.button(
-    "", icon=":material/chevron_right:", help="Next (key: right)", key="on", shortcut="Right", disabled=after is None,
-    on_click=move, args=(after,), width="stretch",
-)  # fmt: skip
+    "", key="on", icon=":material/chevron_right:", shortcut="Right", disabled=after is None, args=(after,), **step
+)
 if star.button("★" if note.star else "☆", help="Star this feature", key="star", width="stretch"):
     with shell.guarded():
         opened.notes.save(i, label=note.label, note=note.note, star=not note.star)
@@ -79,7 +77,7 @@ facts = {
     "token_entropy": f"{float(store.column('token_entropy')[i]):.3g}",
     "encoder_decoder_cosine": f"{float(store.column('encoder_decoder_cosine')[i]):.3f}",
 }
-TITLES = {"count": "tokens", "token_entropy": "token entropy", "encoder_decoder_cosine": "read · write cosine"}
+TITLES = {"count": "tokens", "token_entropy": "entropy", "encoder_decoder_cosine": "read·write"}
 for cell, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
     cell.metric(TITLES.get(name, name), value, help=MEANING[name])
 if density > 0.1:
@@ -98,14 +96,14 @@ with side:
     if "logit_top_ids" not in store.columns:
         st.caption("This site is not in the residual stream: its features have no direct effect on the logits.")
     else:
-        raised, lowered = st.columns(2)
-        for cell, name, title in ((raised, "logit_top", "raises"), (lowered, "logit_bottom", "lowers")):
-            tokens = [quoted(t) for t in store.vocabulary.strings(store.column(f"{name}_ids")[i])]
-            values = store.column(name)[i].tolist()
-            table = {title: [shell.plain(t) for t in tokens], "weight": [f"{v:+.3f}" for v in values]}
-            cell.table(table, hide_index=True, border="horizontal")
+        ends = [store.column("logit_top")[i], store.column("logit_bottom")[i]]
+        most = float(np.abs(ends).max())
+        for cell, name, values in zip(st.columns(2), ("top", "bottom"), ends, strict=True):
+            pieces = [store.vocabulary.bytes_of(int(t)) for t in store.column(f"logit_{name}_ids")[i]]
+            with cell:
+                shell.html(weights_html({"top": "raises", "bottom": "lowers"}[name], pieces, values, most))
         st.caption("Decoder direction · unembedding, final norm's weight folded in, its scale left out.")
-        if st.toggle("histogram over the vocabulary (loads the model)", key="logit_histogram"):
+        if st.toggle("logit histogram", key="logit_histogram", help="Over the whole vocabulary; loads the model."):
             with shell.guarded():
                 weights = shell.live().logit_weights(i)
             shell.chart(figures.logit_histogram(weights)[0], "logits")
@@ -152,7 +150,7 @@ with main:
             frame = with_descriptions(opened, store.co_active(i, 12))
             formats = {
                 "share": st.column_config.NumberColumn(format="percent", help="Of the tokens where this one fires."),
-                "lift": st.column_config.NumberColumn(format="%.1f×", help="share / the other's own density"),
+                "lift": st.column_config.NumberColumn(format="%.1f", help="share / the other's own density"),
                 "jaccard": st.column_config.NumberColumn(format="%.3f", help="tokens with both / with either"),
                 "together": None,
             }

@@ -7,7 +7,14 @@ from saelab.features.table import Query, Range, choose, export, page, sortable
 from saelab.workflows.browse import MEANING
 
 SHOWN = ["density", "max", "mean", "rows", "token_entropy", "top_token_share", "nearest_cosine"]
-FORMATS = {"density": "%.3e", "count": "%d", "rows": "%d", "distinct_tokens": "%d", "nearest": "%d", "top_token": "%d"}
+FORMATS = {
+    "density": "%.4g%%",
+    "count": "%d",
+    "rows": "%d",
+    "distinct_tokens": "%d",
+    "nearest": "%d",
+    "top_token": "%d",
+}
 
 
 def columns(names):
@@ -107,5 +114,7 @@ for cell, form in ((csv, "csv"), (jsonl, "jsonl")):
         width="stretch",
     )
 frame = page(store, part, visible, notes)
+if "density" in frame:
+    frame["density"] *= 100
 shell.feature_table(frame, "table", column_config=columns([*names]), height=min(36 * (len(frame) + 1), 900))
 st.caption("Click any cell to open the feature. Previous and next on its page then follow this selection.")

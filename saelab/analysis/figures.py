@@ -37,7 +37,6 @@ def template() -> Any:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"size": 13},
         margin={"l": 8, "r": 8, "t": 12, "b": 8},
-        height=280,
         bargap=0.04,
         hoverlabel={"font": {"family": "monospace"}},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
@@ -51,7 +50,7 @@ def template() -> Any:
 def _figure(*traces: Any, **layout: Any) -> "Figure":
     from plotly import graph_objects as go
 
-    return go.Figure(list(traces), {"template": template(), **layout})
+    return go.Figure(list(traces), {"template": template(), "height": 260, **layout})
 
 
 def _bars(result: HistogramResult, colour: str, hover: str, logarithmic: bool = False) -> tuple[Any, "pd.DataFrame"]:
@@ -74,7 +73,7 @@ def _bars(result: HistogramResult, colour: str, hover: str, logarithmic: bool = 
 def activation_histogram(result: HistogramResult, log_counts: bool = False) -> "tuple[Figure, pd.DataFrame]":
     """Histogram of a feature's nonzero activations."""
     bar, frame = _bars(result, ORANGE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} tokens")
-    scale = {"type": "log"} if log_counts else {}
+    scale = {"type": "log", "dtick": 1} if log_counts else {}
     return _figure(bar, xaxis_title="activation", yaxis={"title": "tokens", **scale}), frame
 
 
@@ -83,7 +82,9 @@ def logit_histogram(values: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.Dat
     counts, edges = np.histogram(np.asarray(values, np.float64), bins)
     result = HistogramResult(edges.astype(np.float64), counts.astype(np.int64), 0, 0)
     bar, frame = _bars(result, BLUE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} vocabulary tokens")
-    return _figure(bar, xaxis_title="logit weight", yaxis={"title": "vocabulary tokens", "type": "log"}), frame
+    return _figure(
+        bar, xaxis_title="logit weight", yaxis={"title": "vocabulary tokens", "type": "log", "dtick": 1}
+    ), frame
 
 
 def density_histogram(density: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.DataFrame]":
@@ -143,8 +144,8 @@ def feature_scatter(
         "<extra></extra>",
     )
     axes: dict[str, Any] = {
-        "xaxis": {"title": x_title, **({"type": "log"} if log_x else {})},
-        "yaxis": {"title": y_title, **({"type": "log"} if log_y else {})},
+        "xaxis": {"title": x_title, **({"type": "log", "dtick": 1} if log_x else {})},
+        "yaxis": {"title": y_title, **({"type": "log", "dtick": 1} if log_y else {})},
     }
     if equal:
         axes["yaxis"] |= {"scaleanchor": "x", "scaleratio": 1}

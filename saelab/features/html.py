@@ -36,6 +36,10 @@ CSS = """
 .sl .t:hover::after{content:attr(data-tip);position:absolute;left:0;top:1.7em;z-index:1000;white-space:pre;
  background:#1d2330;color:#fff;font:400 .74rem/1.45 "Source Code Pro",ui-monospace,monospace;padding:.4rem .6rem;
  border-radius:5px;box-shadow:0 2px 10px rgba(0,0,0,.35);pointer-events:none}
+.sl .w{display:flex;justify-content:space-between;gap:.5rem;border-radius:3px;padding:0 .35rem;margin:1px 0}
+.sl .w span:first-child{white-space:pre;overflow:hidden;text-overflow:ellipsis;unicode-bidi:isolate;direction:ltr}
+.sl .w span:last-child{font-variant-numeric:tabular-nums;opacity:.8}
+.sl .h{font:600 .74rem/1.6 inherit;opacity:.7;padding:0 .35rem}
 .sl .l{display:flex;align-items:center;gap:.5rem;font-size:.74rem;opacity:.85;padding-bottom:.2rem}
 .sl .l b{display:inline-block;width:9rem;height:.7rem;border-radius:3px;border:1px solid rgba(128,128,128,.35)}
 @media (max-width:640px){.sl .n{flex-basis:3rem}.sl{font-size:.76rem}}
@@ -151,6 +155,19 @@ def contexts_html(contexts: Sequence[Context], vocabulary: Vocabulary, maximum: 
         place = f"<small>{context.row}:{context.position}</small>"
         rows.append(f'<div class="c"><div class="n">{context.value:.3g}{place}</div><div class="x">{body}</div></div>')
     return f'<div class="sl">{"".join(rows)}</div>'
+
+
+def weights_html(title: str, pieces: Sequence[bytes], values: np.ndarray, maximum: float) -> str:
+    """Return tokens with a signed number each, the bar behind a token as long as the number is large."""
+    lines = [f'<div class="h">{escape(title)}</div>']
+    for piece, value in zip(pieces, np.asarray(values).tolist(), strict=True):
+        ((text, rest),) = shown([piece])
+        share = 100 * min(abs(value) / maximum, 1.0) if maximum > 0 else 0.0
+        colour = f"rgba({','.join(map(str, RAISES if value > 0 else LOWERS))},.38)"
+        bar = f"background:linear-gradient(90deg,{colour} {share:.0f}%,transparent {share:.0f}%)"
+        token = f"“{escape(text or rest)}”"
+        lines.append(f'<div class="w" style="{bar}"><span>{token}</span><span>{value:+.3f}</span></div>')
+    return f'<div class="sl">{"".join(lines)}</div>'
 
 
 def legend_html(maximum: float, label: str = "activation", *, signed: bool = False) -> str:

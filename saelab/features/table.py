@@ -112,7 +112,7 @@ def _matching(store: FeatureStore, text: str, notes: Mapping[int, Note]) -> np.n
 def page(
     store: FeatureStore, features: Int64[np.ndarray, " n"], columns: Sequence[str], notes: Mapping[int, Note]
 ) -> "pd.DataFrame":
-    """Return some features as a frame: number, star, label, the chosen columns, and the tokens as texts."""
+    """Return some features as a frame: number, star, label, tokens as texts, and the chosen columns."""
     import pandas as pd
 
     data: dict[str, Any] = {
@@ -120,12 +120,12 @@ def page(
         "star": ["★" if notes.get(i, Note()).star else "" for i in features.tolist()],
         "label": [notes.get(i, Note()).label for i in features.tolist()],
     }
-    for name in columns:
-        data[name] = np.array(_column(store, name)[features])
     data["fires on"] = _top_tokens(store, features)
     if "logit_top_ids" in store.columns:
         ids = store.column("logit_top_ids")[features]
         data["promotes"] = [_joined(store, row[:5]) for row in ids]
+    for name in columns:
+        data[name] = np.array(_column(store, name)[features])
     return pd.DataFrame(data)
 
 
