@@ -24,13 +24,14 @@ from saelab.models.language import compression, induction
 from saelab.models.probes import probe
 from saelab.models.text import open_text
 
+# No prompt ends in a space: a tokenizer of this kind joins the space to the word that follows.
 PROMPTS = (
-    "import os\nimport sys\nimport ",
-    "class Reader:\n    def __init__(self, stream, size):\n        self.stream = stream\n        ",
-    "def total(items, weight):\n    result = 0\n    for item in ",
-    'if __name__ == "',
-    'def read(self, n=-1):\n    """Return ',
-    "try:\n    value = mapping[key]\nexcept ",
+    "import os\nimport sys\n",
+    "class Reader:\n    def __init__(self, stream, size):\n        self.stream = stream\n        self.size =",
+    "def total(items, weight):\n    result = 0\n    for item in",
+    "if __name__ ==",
+    "    def close(self):\n",
+    "try:\n    value = mapping[key]\nexcept",
     "x = foo(bar[0",
 )
 
@@ -63,6 +64,7 @@ def measure(folder: Path) -> dict[str, Any]:
     size = measured.utf8_bytes
     joined = b"".join(heldout)
     ordinary = torch.arange(1, len(tokenizer))
+    ids = torch.tensor([i for code in tokenizer.backend_tokenizer.encode_batch(texts) for i in code.ids])
     return {
         "heldout_files": len(texts),
         "heldout_bytes": size,
@@ -77,7 +79,10 @@ def measure(folder: Path) -> dict[str, Any]:
         "loss": measured.loss,
         "tokens": measured.tokens,
         "tokens_per_second": measured.tokens / seconds,
-        "induction": induction(model, ordinary, tokenizer.bos_token_id).to_dict(),
+        "induction": {
+            "uniform": induction(model, ordinary, tokenizer.bos_token_id).to_dict(),
+            "as frequent as in held-out text": induction(model, ids, tokenizer.bos_token_id).to_dict(),
+        },
         "probes": probe(model, tokenizer, texts, context=context).to_dict(),
         "completions": {prompt: complete(model, tokenizer, prompt) for prompt in PROMPTS},
     }
@@ -109,11 +114,13 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name, found in result["probes"].items():
         table.add_row(name, str(found["places"]), f"{found['accuracy']:.3f}", f"{found['chance']:.3f}")
     console.print(table)
-    scores = result["induction"]
-    console.print(
-        f"induction: loss {scores['first']:.2f} on random tokens, {scores['second']:.2f} on their repetition "
-        f"(score {scores['score']:.2f} nats, first choice right {scores['accuracy']:.1%})"
+    table = Table(
+        "64 random tokens", "loss", "on the repetition", "score", "first choice right", title="Induction (nats)"
     )
+    for name, found in result["induction"].items():
+        values = [f"{found[key]:.2f}" for key in ("first", "second", "score")]
+        table.add_row(name, *values, f"{found['accuracy']:.1%}")
+    console.print(table)
     for prompt, text in result["completions"].items():
         console.print(f"{prompt!r} -> {text!r}", markup=False, highlight=False)
 

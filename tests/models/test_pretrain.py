@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,44 +82,40 @@ def test_a_tiny_model_learns_and_its_folder_loads(tiny: PretrainConfig, tmp_path
     assert pretrain(tiny, tmp_path / "out", resume=True) == result
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return read_safetensors(folder / "model.safetensors")
-
-
-RUN = """
-import sys, torch
+KILLED = """
+import os, signal, sys, torch
 torch.set_num_threads(1)
 from saelab.core.config import load_config
 from saelab.core.progress import set_progress
-from saelab.models.pretrain import PretrainConfig, pretrain
+from saelab.models import pretrain
 set_progress(False)
-pretrain(load_config(PretrainConfig, sys.argv[1]), sys.argv[2], resume=True)
+step = pretrain._Run._step
+def step_or_die(self, number):
+    if number == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, number)
+pretrain._Run._step = step_or_die
+pretrain.pretrain(load_config(pretrain.PretrainConfig, sys.argv[1]), sys.argv[2], resume=True)
 """
 
 
 def test_a_killed_run_resumes_bit_for_bit(tiny: PretrainConfig, tmp_path: Path) -> None:
-    tiny = tiny.model_copy(update={"save_dtype": "float32", "steps": 60})
+    tiny = tiny.model_copy(update={"save_dtype": "float32"})
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     (tmp_path / "config.yaml").write_text(json.dumps(tiny.model_dump(mode="json")))
-    pretrain(tiny, tmp_path / "whole")
-    arguments = [sys.executable, "-c", RUN, str(tmp_path / "config.yaml"), str(tmp_path / "killed")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
-    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr and process.stderr.read()
-    assert checkpoint.exists()
-    assert not (tmp_path / "killed" / "manifest.json").exists()
-    assert process.stderr is not None
-    process.stderr.close()
-    resumed = pretrain(tiny, tmp_path / "killed", resume=True)
-    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    losses = [point["loss"] for point in read_json(tmp_path / "whole" / "training.json")["curve"]]
-    assert [point["loss"] for point in resumed.training["curve"]] == losses
+    pretrain(tiny, whole)
+    # At step 23: after the look at step 20, between two checkpoints.
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(killed), "23"]
+    died = subprocess.run(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert (killed / "checkpoint.safetensors").exists()
+    assert not (killed / "manifest.json").exists()
+    resumed = pretrain(tiny, killed, resume=True)
+    expected, found = (read_safetensors(folder / "model.safetensors") for folder in (whole, killed))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert resumed.training["curve"] == read_json(whole / "training.json")["curve"]
+    assert resumed.training["seconds"] > 0
 
 
 def test_bad_input_is_one_line(tiny: PretrainConfig, tmp_path: Path) -> None:
