@@ -145,6 +145,8 @@ class FeatureChoiceSAE(AllocatedSAE):
         if self.config.quotas == "zipf" and int(self.batches):  # the first batch had no level to count above
             average_in_(self.demand, (found.demand / n).to(self.demand), self.batches, DENSITY_DECAY)
             if int(self.batches) % self.config.rank_every == 0:
+                if not self._ranked():  # thresholds of uniform quotas say little about those to come: start over
+                    self.thetas.clamp_(max=1)
                 self.rank.copy_(ranks_of(self.demand))
 
 

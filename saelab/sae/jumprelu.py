@@ -13,8 +13,8 @@ theta is trained through the estimated gradients of :mod:`saelab.sae.activations
 ``bandwidth`` around it; the first two penalties train theta only. The paper takes the first two; tanh is from "Circuits
 Updates", January 2025 (Transformer Circuits), there with a further loss on pre-activations that is not used here: dead
 features are AuxK's business. The paper scales inputs to mean ||x||^2 = 1 and takes bandwidth 0.001; in this library's
-scaled units (mean d_in) that is 0.001 sqrt(d_in), 0.03 at d_in = 1000. Defaults here are ours: wider, and with thresholds
-that begin near where they end, for runs of millions rather than billions of tokens.
+scaled units (mean d_in) that is 0.001 sqrt(d_in), 0.03 at d_in = 1000. Defaults here are ours: wider, and with
+thresholds that begin near where they end, for runs of millions rather than billions of tokens.
 
 Training keeps all entries with z > theta - bandwidth / 2, as those at or below theta shape its gradient.
 """
