@@ -75,7 +75,6 @@ def write_model(model: Any, tokenizer: Any, config: PretrainConfig, out: Path) -
     write_safetensors(out / "model.safetensors", weights, {"format": "pt"})
     written = model.config.to_dict() | {
         "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new",
         "dtype": "float32",
     }
     write_json(out / "config.json", written)
