@@ -22,13 +22,13 @@ class DemoJob(Config):
 
     site: str = "blocks.2.hook_resid_post"
     """Site of the embedded model (4 layers, so this is a middle one)."""
-    harvest_tokens: int = Field(default=1_000_000, ge=1000)
+    harvest_tokens: int = Field(default=600_000, ge=1000)
     """Tokens in the activation store."""
     train_tokens: int | None = Field(default=None, ge=1000)
     """Tokens to train on, passes over the store counted; default as in configs/demo-topk.yaml."""
-    eval_tokens: int = Field(default=50_000, ge=1000)
+    eval_tokens: int = Field(default=30_000, ge=1000)
     """Held-out tokens of the evaluation."""
-    build_tokens: int = Field(default=200_000, ge=1000)
+    build_tokens: int = Field(default=150_000, ge=1000)
     """Held-out tokens in the feature store."""
     seed: int = Field(default=0, ge=0)
     """Seed of the SAE's initialisation and of the order of the data."""
