@@ -116,7 +116,7 @@ def print_demo(result: "DemoResult") -> None:
 
 def print_feature(card: "FeatureCard") -> None:
     """One feature: its summary line, the tokens it speaks for, and its top contexts in colour."""
-    from saelab.features.render import render_context
+    from saelab.features.render import fit_context, render_context
 
     out.print()
     out.print(f"feature {card.index}", style="bold", end="  ")
@@ -124,4 +124,4 @@ def print_feature(card: "FeatureCard") -> None:
     if card.promotes:
         out.print("  promotes ", *(repr(token) for token in card.promotes), style="green", markup=False)
     for context in card.contexts:
-        out.print(render_context(context), soft_wrap=False, overflow="ellipsis", no_wrap=True)
+        out.print(" ", render_context(fit_context(context, out.width - 4), card.max))

@@ -1,5 +1,6 @@
 """Contexts in colour for the terminal. Tokens are data: nothing in them is taken as markup or as a control sequence."""
 
+import dataclasses
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -51,3 +52,32 @@ def render_context(context: Context, maximum: float | None = None) -> "Text":
             style += Style(bold=True, underline=True)
         line.append(visible(token), style)
     return line
+
+
+def fit_context(context: Context, width: int) -> Context:
+    """Return the stretch of a context around its peak that fits ``width`` columns, two thirds of it before the peak.
+
+    The peak's token is always kept, whole tokens are left out at both ends.
+    """
+    from rich.cells import cell_len
+
+    widths = [cell_len(visible(token)) for token in context.tokens]
+    start = stop = context.peak
+    room = max(width - widths[context.peak], 0)
+    before = room * 2 // 3
+    while start > 0 and widths[start - 1] <= before:
+        start -= 1
+        before -= widths[start]
+        room -= widths[start]
+    while stop + 1 < len(widths) and widths[stop + 1] <= room:
+        stop += 1
+        room -= widths[stop]
+    return dataclasses.replace(
+        context,
+        tokens=context.tokens[start : stop + 1],
+        token_ids=context.token_ids[start : stop + 1],
+        values=context.values[start : stop + 1],
+        peak=context.peak - start,
+        start=context.start + start,
+        text="".join(context.tokens[start : stop + 1]),
+    )

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from saelab.features.query import Context
-from saelab.features.render import render_context, visible
+from saelab.features.render import fit_context, render_context, visible
 
 
 def context(tokens, values, peak):
@@ -64,3 +65,19 @@ def test_background_grows_with_the_activation():
 def test_a_silent_context_has_no_background():
     text = render_context(context("ab", [0.0, 0.0], 1))
     assert all(span.style.bgcolor is None for span in text.spans)
+
+
+@pytest.mark.parametrize("width", [1, 12, 30, 200])
+def test_fit_context_keeps_the_peak_and_fits(width):
+    tokens = tuple(f"tok{i} " for i in range(20))
+    values = np.zeros(20, np.float32)
+    values[15] = 2.0
+    fitted = fit_context(dataclasses.replace(context(tokens, values, 15), start=100), width)
+    assert fitted.tokens[fitted.peak] == "tok15 "
+    assert fitted.value == 2.0
+    assert fitted.start + fitted.peak == 115
+    assert len(fitted.text) <= max(width, len("tok15 "))
+    if width == 200:
+        assert fitted.tokens == tokens
+    if width == 30:
+        assert 0 < fitted.peak < len(fitted.tokens) - 1
