@@ -5,7 +5,7 @@ Caches hold what is only read: lists of folders, open stores, the model. What a 
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,13 @@ def open_feature(feature: int) -> None:
     """Go to the page of a feature."""
     st.session_state.feature = int(feature)
     st.switch_page(FEATURE_PAGE, query_params={"feature": str(int(feature)), "store": place().key})
+
+
+def metrics(values: Mapping[str, tuple[str, str | None]]) -> None:
+    """Show numbers in a row that wraps on narrow screens: title to (text, meaning)."""
+    with st.container(horizontal=True, gap="medium"):
+        for title, (text, meaning) in values.items():
+            st.metric(title, text, help=None if meaning is None else plain(meaning), width=124)
 
 
 def feature_table(frame: pd.DataFrame, key: str, **options: Any) -> None:

@@ -50,22 +50,20 @@ if len(at):
 else:
     before, after = (i - 1 if i > 0 else None), (i + 1 if i + 1 < store.n_features else None)
     where = f"of {store.n_features:,}"
-heading, back, number, on, star = st.columns([5, 0.8, 1.5, 0.8, 1.1], vertical_alignment="bottom")
+heading, controls = st.columns([1, 1], vertical_alignment="bottom")
 heading.title(f"Feature {i}")
 heading.caption(shell.plain(f"{note.label or 'no label yet'} · {where}"))
-step = {"on_click": move, "width": "stretch"}
-back.button(
-    "", key="back", icon=":material/chevron_left:", shortcut="Left", disabled=before is None, args=(before,), **step
-)
 st.session_state.number = i
-number.number_input("Go to", 0, store.n_features - 1, key="number", on_change=typed, label_visibility="collapsed")
-on.button(
-    "", key="on", icon=":material/chevron_right:", shortcut="Right", disabled=after is None, args=(after,), **step
-)
-if star.button("★" if note.star else "☆", help="Star this feature", key="star", width="stretch"):
-    with shell.guarded():
-        opened.notes.save(i, label=note.label, note=note.note, star=not note.star)
-    st.rerun()
+with controls, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
+    left, right = {"shortcut": "Left", "disabled": before is None}, {"shortcut": "Right", "disabled": after is None}
+    st.button("", key="back", icon=":material/chevron_left:", on_click=move, args=(before,), width=76, **left)
+    top = store.n_features - 1
+    st.number_input("Go to", 0, top, key="number", on_change=typed, label_visibility="collapsed", width=130)
+    st.button("", key="on", icon=":material/chevron_right:", on_click=move, args=(after,), width=76, **right)
+    if st.button("★" if note.star else "☆", help="Star this feature", key="star", width=56):
+        with shell.guarded():
+            opened.notes.save(i, label=note.label, note=note.note, star=not note.star)
+        st.rerun()
 
 density, maximum = float(store.column("density")[i]), float(store.column("max")[i])
 facts = {
@@ -78,8 +76,7 @@ facts = {
     "encoder_decoder_cosine": f"{float(store.column('encoder_decoder_cosine')[i]):.3f}",
 }
 TITLES = {"count": "tokens", "token_entropy": "entropy", "encoder_decoder_cosine": "read·write"}
-for cell, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
-    cell.metric(TITLES.get(name, name), value, help=MEANING[name])
+shell.metrics({TITLES.get(name, name): (value, MEANING[name]) for name, value in facts.items()})
 if density > 0.1:
     st.warning("Dense: it fires on more than 10 % of the tokens.", icon=":material/blur_on:")
 if density == 0:

@@ -32,11 +32,11 @@ if evaluation is None:
     st.info("This SAE has not been evaluated on held-out text. This does it:")
     st.code(f"saelab eval {place.sae or 'PATH/TO/SAE'} --out evaluation", language="bash")
 else:
-    cells = st.columns(len(METRICS))
-    for cell, (name, (title, meaning)) in zip(cells, METRICS.items(), strict=True):
+    values = {}
+    for name, (title, meaning) in METRICS.items():
         value = getattr(evaluation, name)
-        text = f"{value:.1%}" if name in ("dead_fraction", "dense_fraction") else f"{value:.4g}"
-        cell.metric(title, text, help=shell.plain(meaning))
+        values[title] = (f"{value:.1%}" if name in ("dead_fraction", "dense_fraction") else f"{value:.4g}", meaning)
+    shell.metrics(values)
     st.caption(
         shell.plain(
             f"Over {evaluation.n_tokens:,} held-out tokens of {evaluation.source}. Point at a name for its meaning."
@@ -57,7 +57,7 @@ if store is not None:
     with right:
         st.subheader("How often, and how strongly")
         scatter, drawn = figures.feature_scatter(
-            density, maximum, x_title="density", y_title="max activation", log_x=True, log_y=True
+            density, maximum, x_title="density", y_title="max activation", log_x=True
         )
         scatter.update_layout(height=280)
         shell.chart(scatter, "density_max", clickable=True)
@@ -76,7 +76,11 @@ with left:
         shell.chart(figures.training_curves({place.key: log}, metric or "fvu", metric or "fvu")[0], "curves")
     if evaluation is not None:
         st.subheader("Active features per token")
-        shell.chart(figures.counts_per_token(evaluation.l0_counts)[0], "l0")
+        numbers = [k for k, count in enumerate(evaluation.l0_counts) if count]
+        if len(numbers) == 1:
+            st.caption(f"Exactly {numbers[0]} on every token.")
+        else:
+            shell.chart(figures.counts_per_token(evaluation.l0_counts)[0], "l0")
 with right:
     st.subheader("Map of the directions")
     if place.sae is None or store is None:

@@ -10,6 +10,7 @@ from saelab.workflows.browse import with_descriptions
 EXAMPLE = "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
 MEASURES = {"value": "activation", "surprise": "surprise"}
 EFFECTS = 20
+ORDER = ["feature", "at", "value", "effect", "effect on next", "fires on", "surprise", "relative", "density", "label"]
 
 place = shell.place()
 opened = shell.opened() if place.store is not None else None
@@ -37,8 +38,7 @@ facts = {
     "active per token": f"{reading.code.nnz / max(int(reading.keep.sum()), 1):.1f}",
     "left unexplained": f"{np.nanmean(reading.unexplained):.1%}" if reading.keep.any() else "-",
 }
-for cell, (name, value) in zip(st.columns(4), facts.items(), strict=True):
-    cell.metric(name, value)
+shell.metrics({name: (value, None) for name, value in facts.items()})
 
 st.subheader("A token, or the whole prompt")
 token = st.pills(
@@ -90,8 +90,9 @@ with table:
     st.subheader(f"Features of {where}")
     number = st.column_config.NumberColumn
     event = st.dataframe(
-        frame.drop(columns=["position"]),
+        frame,
         key="prompt_table",
+        column_order=[name for name in ORDER if name in frame],
         hide_index=True,
         on_select="rerun",
         selection_mode="single-cell",

@@ -6,7 +6,7 @@ escaped: Plotly reads a little HTML in its labels.
 """
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,18 @@ SCALE = "Cividis"
 """Colour scale of numbers."""
 MOST_POINTS = 4000
 """Points drawn in a scatter plot; of more, this many are drawn at even distances."""
+
+
+def escape(text: str) -> str:
+    """Escape what Plotly would read as HTML; it knows no entity for quotation marks."""
+    return escape_html(text, quote=False)
+
+
+def _log(values: np.ndarray) -> dict[str, Any]:
+    """Settings of a logarithmic axis: ticks at powers of ten, at 2 and 5 too when the values span less than two."""
+    positive = values[values > 0]
+    wide = len(positive) > 0 and float(positive.max() / positive.min()) > 100
+    return {"type": "log", "dtick": 1 if wide else "D2"}
 
 
 def template() -> Any:
@@ -73,7 +85,7 @@ def _bars(result: HistogramResult, colour: str, hover: str, logarithmic: bool = 
 def activation_histogram(result: HistogramResult, log_counts: bool = False) -> "tuple[Figure, pd.DataFrame]":
     """Histogram of a feature's nonzero activations."""
     bar, frame = _bars(result, ORANGE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} tokens")
-    scale = {"type": "log", "dtick": 1} if log_counts else {}
+    scale = _log(result.counts) if log_counts else {}
     return _figure(bar, xaxis_title="activation", yaxis={"title": "tokens", **scale}), frame
 
 
@@ -82,9 +94,7 @@ def logit_histogram(values: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.Dat
     counts, edges = np.histogram(np.asarray(values, np.float64), bins)
     result = HistogramResult(edges.astype(np.float64), counts.astype(np.int64), 0, 0)
     bar, frame = _bars(result, BLUE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} vocabulary tokens")
-    return _figure(
-        bar, xaxis_title="logit weight", yaxis={"title": "vocabulary tokens", "type": "log", "dtick": 1}
-    ), frame
+    return _figure(bar, xaxis_title="logit weight", yaxis={"title": "vocabulary tokens", **_log(counts)}), frame
 
 
 def density_histogram(density: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.DataFrame]":
@@ -144,8 +154,8 @@ def feature_scatter(
         "<extra></extra>",
     )
     axes: dict[str, Any] = {
-        "xaxis": {"title": x_title, **({"type": "log", "dtick": 1} if log_x else {})},
-        "yaxis": {"title": y_title, **({"type": "log", "dtick": 1} if log_y else {})},
+        "xaxis": {"title": x_title, **(_log(frame["x"].to_numpy()) if log_x else {})},
+        "yaxis": {"title": y_title, **(_log(frame["y"].to_numpy()) if log_y else {})},
     }
     if equal:
         axes["yaxis"] |= {"scaleanchor": "x", "scaleratio": 1}
@@ -173,8 +183,8 @@ def training_curves(logs: "Mapping[str, pd.DataFrame]", metric: str, title: str)
             )
         )
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"run": [], "tokens": [], metric: []})
-    layout = {"xaxis_title": "tokens", "yaxis_title": title, "showlegend": len(lines) > 1, "height": 240}
-    return _figure(*lines, **layout), frame
+    axes = {"xaxis": {"title": "tokens", "rangemode": "tozero"}, "yaxis": {"title": title, "rangemode": "tozero"}}
+    return _figure(*lines, showlegend=len(lines) > 1, height=240, **axes), frame
 
 
 def counts_per_token(counts: Sequence[int]) -> "tuple[Figure, pd.DataFrame]":

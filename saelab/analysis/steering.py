@@ -13,7 +13,7 @@ position, an edit changes the activation h at that position:
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,8 +28,10 @@ from saelab.features.rows import encode_in_parts, require_fit
 if TYPE_CHECKING:
     import pandas as pd
 
-Mode = Literal["add", "clamp", "ablate", "project", "cap"]
-Positions = Literal["all", "prompt", "generated", "last"]
+MODES = ("add", "clamp", "ablate", "project", "cap")
+"""What can be done to a feature; see the module."""
+POSITIONS = ("all", "prompt", "generated", "last")
+"""Where it can be done: everywhere, in the prompt, in what is written, at the prompt's last token."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Edit:
 
     feature: int
     """The feature."""
-    mode: Mode = "add"
-    """How; see the module."""
+    mode: str = "add"
+    """How: one of ``MODES``."""
     strength: float = 0.0
     """By how much; not used by ``ablate``."""
 
@@ -78,16 +80,16 @@ class Steering:
     """Where in the model."""
     edits: tuple[Edit, ...]
     """What is done."""
-    positions: Positions = "all"
-    """Which positions: ``all``, those of the ``prompt``, the ``generated`` ones, or the ``last`` of the prompt."""
+    positions: str = "all"
+    """Which positions: one of ``POSITIONS``."""
     _directions: list[Tensor] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        if self.positions not in get_args(Positions):
-            raise ConfigError(f"positions is '{self.positions}', expected one of {', '.join(get_args(Positions))}")
+        if self.positions not in POSITIONS:
+            raise ConfigError(f"positions is '{self.positions}', expected one of {', '.join(POSITIONS)}")
         for edit in self.edits:
-            if edit.mode not in get_args(Mode):
-                raise ConfigError(f"mode is '{edit.mode}', expected one of {', '.join(get_args(Mode))}")
+            if edit.mode not in MODES:
+                raise ConfigError(f"mode is '{edit.mode}', expected one of {', '.join(MODES)}")
             if not 0 <= edit.feature < self.sae.d_sae:
                 raise ConfigError(
                     f"feature {edit.feature} does not exist; the SAE has features 0 to {self.sae.d_sae - 1}"
@@ -225,7 +227,7 @@ def identities(model: Any, sae: Dictionary, site: str, tokens: Int[Tensor, " t"]
     (x,) = (value[0].float() for value in model.read(tokens[None], [site]).values())
     values = _values(encode_in_parts(sae, x, site), feature)
 
-    def apply(mode: Mode, strength: float, h: Tensor) -> Tensor:
+    def apply(mode: str, strength: float, h: Tensor) -> Tensor:
         return Steering(sae, site, (Edit(feature, mode, strength),)).edited(h)
 
     clamped = torch.cat([apply("clamp", float(v), h[None]) for v, h in zip(values, x, strict=True)])

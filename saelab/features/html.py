@@ -26,7 +26,7 @@ CSS = """
 .sl .c{display:flex;gap:.75rem;padding:.3rem 0;border-bottom:1px solid rgba(128,128,128,.18)}
 .sl .n{flex:0 0 4.2rem;text-align:right;font-variant-numeric:tabular-nums;opacity:.75}
 .sl .n small{display:block;opacity:.75;font-size:.68rem;line-height:1.1}
-.sl .x{flex:1 1 auto;min-width:0;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;direction:ltr}
+.sl .x{flex:1 1 auto;min-width:0;white-space:break-spaces;overflow-wrap:anywhere;unicode-bidi:isolate;direction:ltr}
 .sl .t{position:relative;border-radius:3px;padding:.12em 0;unicode-bidi:isolate}
 .sl .t.d{color:#111}
 .sl .t.p{text-decoration:underline;text-decoration-thickness:2px;text-underline-offset:3px;font-weight:700}
@@ -127,7 +127,7 @@ def _span(how: Shown, piece: bytes, value: float, maximum: float, *, peaked: boo
         # Weak activations stay visible: the faintest has an opacity of 0.12.
         opacity = 0.12 + 0.83 * strength
         style = f' style="background:rgba({red},{green},{blue},{opacity:.2f})"'
-        classes += " d" if opacity > 0.55 else ""
+        classes += " d" if opacity > 0.7 else ""
     classes += " p" if peaked else ""
     body = f'<i class="b">{escape(how.rest)}</i>' if how.rest else _marks(how.text)
     parts = [f"{value:.4g}"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from saelab.analysis.prompt import Reading
-    from saelab.analysis.steering import Decoding, Edit, Positions
+    from saelab.analysis.steering import Decoding, Edit
 
 
 class Live:
@@ -106,7 +106,7 @@ class Live:
         body = tokens_html(pieces, values, maximum, hover=hover)
         return f'<div class="sl"><div class="x">{body}</div></div>'
 
-    def steer(self, text: str, edits: Sequence["Edit"], positions: "Positions", decoding: "Decoding") -> "Steered":
+    def steer(self, text: str, edits: Sequence["Edit"], positions: str, decoding: "Decoding") -> "Steered":
         """Let the model go on from a text, as it is and steered, with the same seed."""
         from saelab.analysis.prompt import kept, tokenise
         from saelab.analysis.steering import Steering, generate, identities, next_token_effect

@@ -1,0 +1,120 @@
+"""The main journey in a real browser: open, sort, open a feature, hover, type a prompt, steer, annotate, reload.
+
+Needs Playwright and a Chromium; skipped where they are not.
+"""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.app.planted import plant
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture
+def serve():
+    """Start ``saelab app`` on some folders and return its address; every server is ended afterwards."""
+    running = []
+
+    def start(*paths):
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-c", "from saelab.cli.main import run; run()", "app", *map(str, paths)]
+        running.append(subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE))
+        address = f"http://localhost:{port}"
+        for _ in range(240):
+            assert running[-1].poll() is None, running[-1].stderr.read().decode()
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).close()
+                return address
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError("the server did not start")
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(30)
+        process.stderr.close()
+
+
+@pytest.fixture
+def visit():
+    """Return a function that opens a page; outside requests and script errors fail the test."""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        wrong = []
+
+        def go(address, path="/", **options):
+            page = browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page()
+            page.set_default_timeout(60_000)
+            local = (address, address.replace("http", "ws"), "data:", "blob:")
+            page.on("request", lambda r: None if r.url.startswith(local) else wrong.append(r.url))
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("dialog", lambda dialog: wrong.append(f"dialog {dialog.message}"))
+            page.goto(address + path)
+            page.wait_for_selector("h1")
+            return page
+
+        yield go
+        browser.close()
+        assert not wrong
+
+
+def test_the_main_journey(made, serve, visit, tmp_path):
+    shutil.copytree(made / "train", tmp_path / "train")
+    shutil.copytree(made / "features", tmp_path / "features")
+    address = serve(tmp_path)
+    page = visit(address, "/features")
+    canvas = page.locator('[data-testid="stDataFrame"] canvas').first
+    canvas.wait_for()
+    page.wait_for_timeout(1000)
+    canvas.click(position={"x": 40, "y": 55})  # the first row
+    page.wait_for_url("**/feature?feature=*")
+    number = page.locator("h1").inner_text().removeprefix("Feature ")
+    assert f"feature={number}&" in page.url + "&"
+
+    peak = page.locator(".sl .t.p").first
+    peak.hover()
+    tip = peak.evaluate("e => getComputedStyle(e, '::after').content")
+    assert "row" in tip
+    assert "position" in tip
+
+    page.get_by_role("tab", name="Notes").click()
+    page.get_by_label("Label").fill("seen in the browser")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("seen in the browser ·").wait_for()
+    page.reload()
+    page.get_by_text("seen in the browser ·").wait_for()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"document.querySelector('h1').innerText !== 'Feature {number}'")
+
+    page.get_by_role("link", name="Prompt").click()
+    page.get_by_role("button", name="Read it").click()
+    page.get_by_text("Features of the prompt").wait_for()
+    page.get_by_role("link", name="Steer").click()
+    page.get_by_role("button", name="Write").click()
+    page.get_by_text("By itself").wait_for()
+
+
+def test_hostile_tokens_are_inert_in_a_browser(serve, visit, tmp_path):
+    plant(tmp_path / "features")
+    address = serve(tmp_path / "features")
+    page = visit(address, "/feature?feature=2")
+    page.locator(".sl .t").first.wait_for()
+    assert page.locator(".sl script, .sl a, .sl strong").count() == 0
+    said = page.locator(".sl").all_inner_texts()
+    assert any("<script>alert(1)</script>" in text for text in said)
+    assert any("**bold** [link](http://x) $x$ :red[y]" in text for text in said)
+    assert any("😀" in text for text in said)
+    assert not any("\u202e" in text for text in said)
