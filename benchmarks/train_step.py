@@ -4,13 +4,16 @@
 
 Prints a table; ``ratio`` is the median time of a step over the median time of ``x @ W_enc`` in float32. Timings of all
 rows are taken in turns, so that a busy machine slows all alike. ``peak extra`` is the rise of the process's peak
-memory over one step beyond parameters and optimiser state, taken in a fresh process (see ``memory.py``).
+memory over one step beyond parameters and optimiser state, taken in a fresh process (see ``memory.py``). Peers whose
+environment is there (``benchmarks/peers/setup.sh``) run their own TopK step by their own code in their own process, in
+turn with the rest; the milliseconds are those that they report.
 """
 
 import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -50,15 +53,64 @@ def step(run: Run, batch: Batch, dead: int) -> None:
     run.step(batch, BatchSpread(batch.x))
 
 
+PEERS = ("saelens", "sparsify", "dictionary_learning")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Peer:
+    """A peer's training step, served by a process of its own interpreter."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        python = ROOT / ".venv-peers" / name / "bin" / "python"
+        sizes = ["--n", args.n, "--d-in", args.d_in, "--d-sae", args.d_sae, "--k", args.k]
+        threads = ["--threads", args.threads] if args.threads else []
+        command = [python, ROOT / "benchmarks/peers/step.py", "--peer", name, "--serve", *sizes, *threads]
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.about = self.answer()
+
+    @staticmethod
+    def installed() -> list[str]:
+        """Return the peers whose environment is there."""
+        return [name for name in PEERS if (ROOT / ".venv-peers" / name / "bin" / "python").exists()]
+
+    def answer(self) -> dict[str, Any]:
+        """Read one line of the peer."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the peer stopped: {self.process.args}; run that command to see why")
+        return dict(json.loads(line))
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send a command and return the answer."""
+        assert self.process.stdin is not None
+        print(command, file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def step_ms(self) -> float:
+        """Make one optimiser step and return its milliseconds."""
+        return float(self.ask("step")["ms"])
+
+
 def interleave(actions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of each action, taken in turns after one round of warm-up."""
+    """Return the median milliseconds of each action, taken in turns after one round of warm-up.
+
+    An action that returns a float has timed itself.
+    """
     times: dict[str, list[float]] = {name: [] for name in actions}
     for repeat in range(repeats + 1):
         for name, action in actions.items():
             started = time.perf_counter()
-            action()
+            own = action()
+            elapsed = own if isinstance(own, float) else (time.perf_counter() - started) * 1e3
             if repeat:
-                times[name].append((time.perf_counter() - started) * 1e3)
+                times[name].append(elapsed)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -75,9 +127,10 @@ def main() -> None:
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(args.n, args.d_in, generator=generator)
+    gradient = torch.randn(args.n, args.d_in, generator=generator)
     w = torch.randn(args.d_sae, args.d_in, generator=generator)
     x_half, w_half = x.bfloat16(), w.bfloat16()
-    batch = Batch(x)
+    batch = Batch(x, gradient=gradient)
 
     cases = [(name, precision, 0) for name in ARCHITECTURES for precision in ("f32", "bf16")]
     cases += [("topk", "f32", args.d_sae // 20), ("topk", "f32", args.d_sae // 2)]
@@ -88,6 +141,9 @@ def main() -> None:
         name = f"saelab {architecture} {precision}" + (f", {dead} dead" if dead else "")
         names.append(name)
         actions[name] = lambda run=run, dead=dead: step(run, batch, dead)  # type: ignore[misc]
+    peers = {name: Peer(name, args) for name in Peer.installed()}
+    for name, peer in peers.items():
+        actions[name] = peer.step_ms
     times = interleave(actions, args.repeats)
 
     rows = []
@@ -105,6 +161,19 @@ def main() -> None:
                 "peak_extra_mb": peak,
             }
         )
+    for name, peer in peers.items():
+        rows.append(
+            {
+                "name": f"{name} {peer.about['version']} topk f32",
+                "architecture": "topk",
+                "precision": "f32",
+                "median_ms": times[name],
+                "ratio_to_gemm_f32": times[name] / times["gemm_f32"],
+                "peak_extra_mb": None if args.no_memory else peer.ask("memory")["peak_extra_mb"],
+            }
+        )
+        peer.process.stdin.close()  # type: ignore[union-attr]
+        peer.process.wait()
     result = {
         "n": args.n,
         "d_in": args.d_in,
