@@ -57,7 +57,7 @@ def visit():
 
         def go(address, path="/", **options):
             page = browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page()
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(20_000)
             local = (address, address.replace("http", "ws"), "data:", "blob:")
             page.on("request", lambda r: None if r.url.startswith(local) else wrong.append(r.url))
             page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -79,7 +79,7 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     canvas = page.locator('[data-testid="stDataFrame"] canvas').first
     canvas.wait_for()
     page.wait_for_timeout(1000)
-    canvas.click(position={"x": 40, "y": 55})  # the first row
+    canvas.click(position={"x": 40, "y": 55}, force=True)  # the first row
     page.wait_for_url("**/feature?feature=*")
     number = page.locator("h1").inner_text().removeprefix("Feature ")
     assert f"feature={number}&" in page.url + "&"
