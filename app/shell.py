@@ -145,9 +145,9 @@ def open_feature(feature: int) -> None:
 
 def metrics(values: Mapping[str, tuple[str, str | None]]) -> None:
     """Show numbers in a row that wraps on narrow screens: title to (text, meaning)."""
-    with st.container(horizontal=True, gap="medium"):
+    with st.container(horizontal=True, gap="xsmall"):
         for title, (text, meaning) in values.items():
-            st.metric(title, text, help=None if meaning is None else plain(meaning), width=124)
+            st.metric(title, text, help=None if meaning is None else plain(meaning), width=105)
 
 
 def feature_table(frame: pd.DataFrame, key: str, **options: Any) -> None:

@@ -56,10 +56,10 @@ heading.caption(shell.plain(f"{note.label or 'no label yet'} · {where}"))
 st.session_state.number = i
 with controls, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
     left, right = {"shortcut": "Left", "disabled": before is None}, {"shortcut": "Right", "disabled": after is None}
-    st.button("", key="back", icon=":material/chevron_left:", on_click=move, args=(before,), width=76, **left)
+    st.button("", key="back", icon=":material/chevron_left:", on_click=move, args=(before,), width=64, **left)
     top = store.n_features - 1
-    st.number_input("Go to", 0, top, key="number", on_change=typed, label_visibility="collapsed", width=130)
-    st.button("", key="on", icon=":material/chevron_right:", on_click=move, args=(after,), width=76, **right)
+    st.number_input("Go to", 0, top, key="number", on_change=typed, label_visibility="collapsed", width=118)
+    st.button("", key="on", icon=":material/chevron_right:", on_click=move, args=(after,), width=64, **right)
     if st.button("★" if note.star else "☆", help="Star this feature", key="star", width=56):
         with shell.guarded():
             opened.notes.save(i, label=note.label, note=note.note, star=not note.star)
