@@ -120,8 +120,10 @@ def measure(folder, runs):
     """Run the pages; print one JSON object."""
     sys.path.insert(0, str(asset("app")))
     sys.argv = ["main.py", str(folder)]
+    from streamlit import config
     from streamlit.testing.v1 import AppTest
 
+    config.set_option("runner.magicEnabled", False)  # as saelab app does
     result = {}
     app = AppTest.from_file(str(asset("app", "main.py")), default_timeout=300)
     started = time.perf_counter()

@@ -6,6 +6,7 @@ escaped: Plotly reads a little HTML in its labels.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def _log(values: np.ndarray) -> dict[str, Any]:
     return {"type": "log", "dtick": 1 if wide else "D2"}
 
 
+@lru_cache(maxsize=1)
 def template() -> Any:
     """Return the look that all figures share."""
     from plotly import graph_objects as go

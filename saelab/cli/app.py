@@ -66,6 +66,7 @@ def settings(port: int, host: str) -> dict[str, object]:
         "server.showEmailPrompt": False,
         "browser.gatherUsageStats": False,
         "logger.hideWelcomeMessage": True,
+        "runner.magicEnabled": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": False,
