@@ -36,8 +36,9 @@ class AllocationConfig(SAEConfig):
 
     k: float = Field(default=32, gt=0)
     """Features per token on average; the budget of a batch is k times its tokens."""
-    threshold_decay: float = Field(default=0.99, ge=0, lt=1)
-    """Decay, per batch, of the mean that thresholds for inference are learned by."""
+    threshold_decay: float = Field(default=0.9, ge=0, lt=1)
+    """Decay, per batch, of the mean that the threshold of inference is learned by; it should follow the training, and
+    a statistic of a whole batch needs little smoothing."""
     aux: Literal["dead", "zipf"] = "dead"
     """Whom AuxK revives: dead features, or (aux_zipf) all that fall short of a Zipf law of densities."""
     zipf_exponent: float = Field(default=1.0, ge=0)

@@ -55,6 +55,8 @@ class FeatureChoiceConfig(AllocationConfig):
     """How the budget is divided among features."""
     rank_every: int = Field(default=100, gt=0)
     """Batches between two rankings of the features (zipf)."""
+    threshold_decay: float = Field(default=0.97, ge=0, lt=1)
+    """As in Mutual-Choice; a feature's own threshold rests on few tokens of a batch and needs more smoothing."""
     below_zero: Literal["raise", "none"] = "raise"
     """Gradient of chosen entries that are not positive: only where it raises them, or none."""
 

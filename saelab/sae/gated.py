@@ -8,7 +8,8 @@
     x_frozen = ReLU(pi_gate) W_dec + b_dec,   with W_dec and b_dec of this line taken as constants
 
 The gate's step function has no gradient; the last two terms train it. The L1 penalty shrinks pi_gate only, so that f is
-not shrunk. Decoder rows have norm 1. ``b_enc`` is the paper's b_gate.
+not shrunk. Decoder rows have norm 1. ``b_enc`` is the paper's b_gate; it begins at ``initial_bias`` (ours), so that the
+first codes hold a few percent of all features instead of half.
 """
 
 from typing import Literal
@@ -32,6 +33,8 @@ class GatedConfig(SAEConfig):
     architecture: Literal["gated"] = "gated"
     sparsity: float = Field(default=5.0, ge=0)
     """Weight of the L1 penalty on the gate."""
+    initial_bias: float = -1.5
+    """Where b_enc begins, in scaled units, in which z is about N(0, 1) before training."""
 
 
 class GatedSAE(OpenCodeSAE):
@@ -45,6 +48,12 @@ class GatedSAE(OpenCodeSAE):
         super().__init__(config, seed)
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Initialise as :class:`SAE` does, with gates of which few are open."""
+        super().reset(generator)
+        self.b_enc.fill_(self.config.initial_bias)
 
     def encode_scaled(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
         """Return the magnitudes of the features whose gate is open."""

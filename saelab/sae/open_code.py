@@ -1,9 +1,10 @@
 """What ReLU, JumpReLU and Gated SAEs share: no budget bounds their codes, the data and a penalty do.
 
 The encoder is tiled and gives the entries above a threshold, so a step costs what its code holds. After training that
-is little. At the start it is not: with random weights up to half of all features are active, and a code of N d_sae / 2
-entries takes more memory than the dense matrix would. While more than one in :data:`CROWDED` features is active, dense
-products are used, and matrices of size (N, d_sae) are held for the backward pass.
+is little. It may not be at the start: with random weights and no bias half of all features are active, and a code of
+N d_sae / 2 entries takes more memory than the dense matrix would, so these architectures begin with biases or
+thresholds that leave few active. While more than one in :data:`CROWDED` features is active all the same, dense products
+are used, and matrices of size (N, d_sae) are held for the backward pass.
 """
 
 from dataclasses import replace

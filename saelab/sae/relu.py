@@ -7,7 +7,8 @@
 
 Decoder rows are free; the penalty counts their norms instead, so that shrinking f and growing rows gains nothing
 ("Training sparse autoencoders", Conerly et al., April 2024 update of Transformer Circuits). In scaled units the mean of
-||x||^2 is d_in as it is there, and ``sparsity`` is their lambda (they use 5).
+||x||^2 is d_in as it is there, and ``sparsity`` is their lambda (they use 5). Biases begin at ``initial_bias`` (ours),
+so that the first codes hold a few percent of all features instead of half.
 """
 
 from typing import Literal
@@ -31,6 +32,8 @@ class ReLUConfig(SAEConfig):
     architecture: Literal["relu"] = "relu"
     sparsity: float = Field(default=5.0, ge=0)
     """Weight of the L1 penalty."""
+    initial_bias: float = -1.5
+    """Where b_enc begins, in scaled units, in which z is about N(0, 1) before training."""
 
 
 class ReLUSAE(OpenCodeSAE):
@@ -38,6 +41,12 @@ class ReLUSAE(OpenCodeSAE):
 
     config: ReLUConfig
     unit_norm_decoder = False
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Initialise as :class:`SAE` does, with biases that leave few features active."""
+        super().reset(generator)
+        self.b_enc.fill_(self.config.initial_bias)
 
     def encode_scaled(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
         """Return all positive pre-activations."""

@@ -139,10 +139,9 @@ def test_training_makes_codes_sparse_and_good(name, settings):
     config = {"architecture": name, "d_in": 64, "d_sae": 256, "input_scale": 4.0} | settings
     sae = build_sae(parse_config(ARCHITECTURES[name].config, config))
     x = synthetic.superpos(1024, seed=999).x
-    before = float(sae.encode(x).l0().double().mean())
     synthetic.train(sae, lambda step: synthetic.superpos(256, seed=step).x, 250)
     code = sae.encode(x)
-    assert float(code.l0().double().mean()) < before / 2
+    assert float(code.l0().double().mean()) < 40
     assert synthetic.fvu(x, sae(x).detach()) < 0.6
     passed = sae.training_pass(sae.scale_batch(Batch(x)), StepContext())
     assert (passed.code.values > 0).all()
