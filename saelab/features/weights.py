@@ -81,9 +81,7 @@ def unembedding(model: Model, site: str, d_in: int) -> Float[Tensor, "d_in d_voc
     return centred
 
 
-def _logit_weights(
-    decoder: Float[Tensor, "d_sae d_in"], to_logits: Float[Tensor, "d_in d_vocab"]
-) -> dict[str, Tensor]:
+def _logit_weights(decoder: Float[Tensor, "d_sae d_in"], to_logits: Float[Tensor, "d_in d_vocab"]) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
     k = min(LOGIT_TOKENS, to_logits.shape[1])
     step = max(1, BLOCK // to_logits.shape[1])
