@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -100,12 +101,15 @@ def print_demo(result: "DemoResult") -> None:
     for stage, seconds in result.seconds.items():
         tokens = result.tokens[stage]
         speeds.add_row(stage, f"{tokens:,}", f"{seconds:.1f}", f"{tokens / seconds:,.0f}")
+    out.print()
     out.print(speeds)
     for card in feature_cards(result.paths["features"], example_features(result.features), 5):
         print_feature(card)
+    out.print()
     out.print("next:", style="bold")
     features, sae = result.paths["features"], result.paths["sae"]
     for line in (
+        f"saelab app {Path(features).parent}",
         f"saelab show {features} --feature 123 --contexts 12",
         f"saelab eval {sae} --text PATH/TO/YOUR/CODE --max_tokens 20000",
         f"saelab train configs/demo-topk.yaml --store {result.paths['store']} --sae.k 16 --out runs/k16",

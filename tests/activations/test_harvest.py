@@ -254,7 +254,7 @@ def test_resume_does_not_repeat_what_is_on_disk(tmp_path: Path) -> None:
 
 def killed_harvest(context: multiprocessing.context.BaseContext, out: Path, after: float) -> bool:
     """Run a harvest in another process and kill -9 it ``after`` seconds from its first file on; say if it was alive."""
-    child = context.Process(target=run, args=(out, 0.002, True))  # type: ignore[attr-defined]
+    child = context.Process(target=run, args=(out, 0.02, True))  # type: ignore[attr-defined]
     child.start()
     deadline = time.monotonic() + 60
     while not out.is_dir() and child.is_alive() and time.monotonic() < deadline:
@@ -277,9 +277,9 @@ def test_kill_9_at_random_points_then_resume_is_byte_identical(
     generator = torch.Generator().manual_seed(seed)
     kills = 0
     for _ in range(4):
-        after = float(torch.rand(1, generator=generator)) * 0.25
+        after = float(torch.rand(1, generator=generator)) * 0.12
         kills += killed_harvest(context, tmp_path / "s", after)
-    assert kills >= 2
+    assert kills >= 3, "the harvest was over before it could be killed"
     run(tmp_path / "s", resume=True)
     assert contents(tmp_path / "s") == whole
 

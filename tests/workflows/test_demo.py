@@ -39,6 +39,7 @@ def test_demo_prints_features_and_commands_that_work(tmp_path, capsys, monkeypat
     (tmp_path / "code" / "a.py").write_text("def f(self):\n    return [self.x, (1, 2)]\n" * 200)
     lines = [line.strip() for line in text.split("next:")[1].splitlines() if line.strip().startswith("saelab ")]
     assert len(lines) >= 4
+    assert lines.pop(0) == "saelab app d"  # a server; tests/app opens it
     for line in lines:
         arguments = shlex.split(line.replace("PATH/TO/YOUR/CODE", "code"))[1:]
         if arguments[0] == "train":
