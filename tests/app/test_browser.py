@@ -57,7 +57,7 @@ def visit():
 
         def go(address, path="/", **options):
             page = browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page()
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(40_000)
             local = (address, address.replace("http", "ws"), "data:", "blob:")
             page.on("request", lambda r: None if r.url.startswith(local) else wrong.append(r.url))
             page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -96,10 +96,11 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     page.get_by_text("seen in the browser ·").wait_for()
     page.reload()
     page.get_by_text("seen in the browser ·").wait_for()
-    page.locator(".sl .t.p").first.wait_for()
-    page.wait_for_timeout(1500)
+    page.goto(address + "/feature?feature=5")
+    page.locator(".st-key-on button").wait_for()
+    page.wait_for_timeout(3000)
     page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"document.querySelector('h1').innerText !== 'Feature {number}'")
+    page.wait_for_url("**/feature?feature=6*")
 
     page.get_by_role("link", name="Prompt").click()
     page.get_by_role("button", name="Read it").click()
