@@ -50,6 +50,11 @@ def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool
     if out is not None:
         prepare_output(out, force=force)
     model, sae, rows, site = open_job(job)
+    if sae.config.architecture == "transcoder":
+        raise ConfigError(
+            f"{job.sae} is a transcoder: it reconstructs another site than it reads, which saelab eval does not "
+            "measure yet; its training FVU is in saelab show"
+        )
     evaluation = evaluate(model, sae, rows, site, max_tokens=job.max_tokens, rows_per_batch=job.rows_per_batch)
     if out is not None:
         save_evaluation(evaluation, out)

@@ -43,6 +43,19 @@ def test_live_training_needs_no_store(made, tmp_path):
     assert result.metrics["fvu"] < 0.9
 
 
+def test_transcoder_trains_between_sites_and_eval_refuses_it(made, tmp_path, capsys):
+    text = ["--text", made / "code.txt", "--tokens.context", 64, "--sites", SITE, "--sites", "blocks.1.hook_mlp_out"]
+    assert saelab("harvest", "embedded", *text, "--out", tmp_path / "two") == 0
+    small = ["--training.tokens", 6000, "--training.batch_size", 500, "--sae.d_sae", 128]
+    sites = ["--site", "blocks.1.hook_mlp_out", "--target_site", SITE]
+    command = ["train", "configs/transcoder.yaml", "--store", tmp_path / "two", *sites, *small]
+    assert saelab(*command, "--out", tmp_path / "t") == 0
+    (folder,) = [p.parent for p in (tmp_path / "t").glob("*/weights.safetensors")]
+    capsys.readouterr()
+    assert saelab("eval", folder, "--text", made / "code.txt") == 1
+    assert "is a transcoder" in capsys.readouterr().err
+
+
 def test_exactly_one_source(made):
     with pytest.raises(ValueError, match="give either store"):
         TrainJob(sae={**SMALL, "d_in": 4})
