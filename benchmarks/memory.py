@@ -57,13 +57,15 @@ def measure(shape: list[int], architecture: str, precision: str, dead: int) -> d
     from train_step import make_run, step
 
     from saelab.core.batch import Batch
+    from saelab.sae import ARCHITECTURES
 
     n, d_in, d_sae, k = shape
     run = make_run(argparse.Namespace(n=n, d_in=d_in, d_sae=d_sae, k=k), architecture, precision)
     generator = torch.Generator().manual_seed(0)
 
     def batch(rows: int) -> Batch:
-        return Batch(torch.randn(rows, d_in, generator=generator))
+        x = torch.randn(rows, d_in, generator=generator)
+        return Batch(x, gradient=torch.randn_like(x) if ARCHITECTURES[architecture].sae.needs_gradient else None)
 
     small, full = batch(1), batch(n)
     step(run, small, 0)  # makes Adam's moments and the libraries' workspaces
