@@ -10,11 +10,13 @@ from pydantic import Field, model_validator
 
 from saelab.activations.live import LiveStream
 from saelab.activations.store import open_store
-from saelab.core.artifacts import read_manifest
+from saelab.core.artifacts import MANIFEST, read_manifest
 from saelab.core.config import Config, apply_overrides, dump_yaml, leaf_fields, parse_config
 from saelab.core.errors import ConfigError, SiteError, StoreError, nearest
+from saelab.training.checkpoint import CHECKPOINT
 from saelab.training.config import AnySAEConfig, FitConfig, TrainingConfig
 from saelab.training.loop import FitResult, fit
+from saelab.training.setup import PROGRESS
 from saelab.workflows.corpus import CorpusJob, ModelJob
 
 if TYPE_CHECKING:
@@ -111,6 +113,9 @@ def run_train(
                 f"{batches.d_in} wide; leave sae.d_in out, it is taken from the data"
             )
     folder = prepare_output(out, force=force, resume=resume)
+    if resume and not any((folder / name).exists() for name in (CHECKPOINT, PROGRESS, MANIFEST)):
+        say(f"nothing to resume in {out}; starting")
+        resume = False
     with atomic_writer(folder / "config.yaml") as file:
         file.write(dump_yaml(job).encode())
     steps = runs[0].training.steps

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -69,25 +70,26 @@ def test_kill_minus_9_and_resume_gives_the_same_bits(made, tmp_path):
     """The whole command, killed at random moments until it gets through, ends where an undisturbed one ends."""
     arguments = [
         "train", "configs/demo-topk.yaml", "--store", str(made / "store"), "--site", SITE, "--sae.d_sae", "128",
-        "--sae.k", "8", "--training.tokens", "60000", "--training.batch_size", "100",
+        "--sae.k", "8", "--training.tokens", "200000", "--training.batch_size", "100",
         "--training.checkpoint_every", "20",
     ]  # fmt: skip
     assert saelab(*arguments, "--out", tmp_path / "whole") == 0
     rng, kills = random.Random(0), 0
     command = [sys.executable, "-m", "saelab", "--quiet", *arguments, "--out", str(tmp_path / "killed"), "--resume"]
-    while True:
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    while kills < 3:
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            assert process.wait(timeout=4 + 3 * rng.random() + kills) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            assert kills < 40
+        while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
+            time.sleep(0.01)
+        time.sleep(0.3 * rng.random())
+        assert process.poll() is None, "the run was over before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     for name in ("weights.safetensors", "config.json", "meta.json"):
         assert file_checksum(tmp_path / "whole/sae" / name) == file_checksum(tmp_path / "killed/sae" / name), name
     logs = [(tmp_path / run / "sae/training.jsonl").read_text().splitlines() for run in ("whole", "killed")]
     strip = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in log] for log in logs]
     assert strip[0] == strip[1]
-    assert kills >= 1, "the run was over before it could be killed"
