@@ -7,6 +7,7 @@
 import hashlib
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
@@ -27,7 +28,7 @@ _SAMPLE_BYTES = 1 << 16
 _PROBE_DOCUMENTS = 64
 
 
-class TextSource:
+class TextSource(ABC):
     """Documents as strings. ``name`` says where they come from; iteration is restartable; empty documents are left out.
 
     Raises :class:`TextError` when a complete iteration finds no document.
@@ -60,8 +61,9 @@ class TextSource:
             digest.update(len(piece).to_bytes(8, "big") + piece)
         return digest.hexdigest()
 
+    @abstractmethod
     def _documents(self) -> Iterator[str]:
-        raise NotImplementedError
+        """Yield the documents from the first one on."""
 
     def _identity(self) -> Iterator[bytes]:
         for document in islice(self._documents(), _PROBE_DOCUMENTS):
