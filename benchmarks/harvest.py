@@ -1,6 +1,6 @@
 """How much of the bare forward pass is left when activations are harvested to disk, and what the early stop saves.
 
-    python benchmarks/harvest.py [--model embedded] [--tokens 60000] [--json FILE]
+    python benchmarks/harvest.py [--model embedded] [--tokens 300000] [--json FILE]
 
 "bare" runs Hugging Face's own model cut after the layer of the site (no language-model head) over the same token rows,
 tokenised beforehand. "harvest" is the whole job: tokenising, reading, filtering, checksums, files, fsync. The two
@@ -102,8 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--text", default="stdlib:heldout")
-    parser.add_argument("--tokens", type=int, default=60_000)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     set_progress(False)

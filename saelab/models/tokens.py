@@ -23,7 +23,7 @@ from saelab.core.errors import ConfigError, ModelError, TextError
 from saelab.models.text import TextSource
 
 _GROUP_DOCUMENTS = 256
-_GROUP_CHARACTERS = 1 << 20
+_GROUP_CHARACTERS = 1 << 18
 _AHEAD = 4
 
 Row = Int[np.ndarray, " T"]
