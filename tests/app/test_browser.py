@@ -71,6 +71,30 @@ def visit():
         assert not wrong
 
 
+def until(page, act, url):
+    """Do something until the page has moved on: a page that is still being drawn does not listen yet."""
+    for _ in range(8):
+        page.wait_for_timeout(1000)
+        act()
+        try:
+            return page.wait_for_url(url, timeout=8000)
+        except playwright.TimeoutError:
+            continue
+    raise AssertionError(f"{page.url} never became {url}")
+
+
+def hover_until(page, place, expected):
+    """Hover over a token until its tip says what is expected; return the tip. Drawing moves it from under the mouse."""
+    tip = ""
+    for _ in range(40):
+        place.hover()
+        tip = place.evaluate("e => getComputedStyle(e, '::after').content")
+        if expected in tip:
+            return tip
+        page.wait_for_timeout(500)
+    raise AssertionError(f"no {expected} in the tip {tip}")
+
+
 def test_the_main_journey(made, serve, visit, tmp_path):
     shutil.copytree(made / "train", tmp_path / "train")
     shutil.copytree(made / "features", tmp_path / "features")
@@ -78,16 +102,12 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     page = visit(address, "/features")
     canvas = page.locator('[data-testid="stDataFrame"] canvas').first
     canvas.wait_for()
-    page.wait_for_timeout(1000)
-    canvas.click(position={"x": 40, "y": 55}, force=True)  # the first row
-    page.wait_for_url("**/feature?feature=*")
+    first_row = {"x": 40, "y": 55}
+    until(page, lambda: canvas.click(position=first_row, force=True), "**/feature?feature=*")
     number = page.locator("h1").inner_text().removeprefix("Feature ")
     assert f"feature={number}&" in page.url + "&"
 
-    peak = page.locator(".sl .t.p").first
-    peak.hover()
-    tip = peak.evaluate("e => getComputedStyle(e, '::after').content")
-    assert "row" in tip
+    tip = hover_until(page, page.locator(".sl .t.p").first, "row")
     assert "position" in tip
 
     page.get_by_role("tab", name="Notes").click()
@@ -98,9 +118,7 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     page.get_by_text("seen in the browser ·").wait_for()
     page.goto(address + "/feature?feature=5")
     page.locator(".st-key-on button").wait_for()
-    page.wait_for_timeout(3000)
-    page.keyboard.press("ArrowRight")
-    page.wait_for_url("**/feature?feature=6*")
+    until(page, lambda: page.keyboard.press("ArrowRight"), "**/feature?feature=6*")
 
     page.get_by_role("link", name="Prompt").click()
     page.get_by_role("button", name="Read it").click()
