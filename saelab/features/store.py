@@ -13,6 +13,7 @@ Layout (every array a plain ``.npy``, memory-mapped):
 * ``vocabulary/offsets``, ``bytes``: the bytes of each token id.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,12 @@ class FeatureStore:
         """Rows of text."""
         self.timings: dict[str, float] = {}
         """Seconds and tokens per second of the build, when this store has just been built."""
+        self.texts: dict[int, str] = {}
+        """An explanation of each feature that has one (see :mod:`saelab.features.explanations`)."""
+        self.attached: dict[str, np.ndarray] = {}
+        """Columns that are not files of the store: scores of the explanations, nan where there is none."""
+        self.attached_stamp: object = None
+        """Which state of the explanations is attached."""
         self._arrays: dict[str, np.ndarray] = {}
         self._vocabulary: Vocabulary | None = None
 
@@ -169,8 +176,8 @@ class FeatureStore:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the summary columns."""
-        return list(self.manifest["columns"])
+        """Names of the summary columns, attached ones last."""
+        return [*self.manifest["columns"], *self.attached]
 
     def column(self, name: str) -> np.ndarray:
         """One summary column, memory-mapped: (n_features,), or (n_features, 10) for the logit columns."""
@@ -178,7 +185,13 @@ class FeatureStore:
             raise ConfigError(
                 f"unknown column '{name}'{nearest(name, self.columns)} (known: {', '.join(self.columns)})"
             )
-        return self.array(f"{SUMMARY}/{name}.npy")
+        return self.attached[name] if name in self.attached else self.array(f"{SUMMARY}/{name}.npy")
+
+    def attach(self, columns: Mapping[str, np.ndarray], texts: Mapping[int, str], stamp: object) -> None:
+        """Replace the attached columns and texts; a column of the store itself keeps its name and wins."""
+        own = self.manifest["columns"]
+        self.attached = {name: column for name, column in columns.items() if name not in own}
+        self.texts, self.attached_stamp = dict(texts), stamp
 
     def summary(self, columns: list[str] | None = None) -> "pd.DataFrame":
         """One row per feature, indexed by feature; ``columns`` defaults to all one-dimensional ones.

@@ -43,7 +43,7 @@ class Query:
     """Which features, and in which order."""
 
     text: str = ""
-    """A feature's number, or a text looked for in labels, notes, the most frequent token and the promoted tokens."""
+    """A feature's number, or a text looked for in labels, notes, explanations, the top token and promoted tokens."""
     ranges: tuple[Range, ...] = ()
     """Conditions that all hold."""
     starred: bool = False
@@ -97,6 +97,7 @@ def _matching(store: FeatureStore, text: str, notes: Mapping[int, Note]) -> np.n
     if wanted.isdecimal():
         return _members(store.n_features, [int(wanted)])
     named = [i for i, note in notes.items() if wanted in f"{note.label}\n{note.note}".casefold()]
+    named += [i for i, explanation in store.texts.items() if wanted in explanation.casefold()]
     mask = _members(store.n_features, named)
     vocabulary = store.vocabulary
     matches = np.zeros(len(vocabulary) + 1, np.bool_)  # the last place is for token -1: no token
@@ -112,7 +113,7 @@ def _matching(store: FeatureStore, text: str, notes: Mapping[int, Note]) -> np.n
 def page(
     store: FeatureStore, features: Int64[np.ndarray, " n"], columns: Sequence[str], notes: Mapping[int, Note]
 ) -> "pd.DataFrame":
-    """Return some features as a frame: number, star, label, tokens as texts, and the chosen columns."""
+    """Return some features as a frame: number, star, label, explanation, tokens as texts, and the chosen columns."""
     import pandas as pd
 
     data: dict[str, Any] = {
@@ -120,6 +121,8 @@ def page(
         "star": ["★" if notes.get(i, Note()).star else "" for i in features.tolist()],
         "label": [notes.get(i, Note()).label for i in features.tolist()],
     }
+    if store.texts:
+        data["explanation"] = [store.texts.get(i, "") for i in features.tolist()]
     data["fires on"] = _top_tokens(store, features)
     if "logit_top_ids" in store.columns:
         ids = store.column("logit_top_ids")[features]
@@ -159,7 +162,16 @@ def export(
         raise ConfigError(f"the format is '{form}', expected 'csv' or 'jsonl'")
     names = sortable(store)
     lists = [name for name in ("logit_top_ids", "logit_bottom_ids") if name in store.columns]
-    heads = ["feature", "star", "label", "note", *names, "top_token_text", *(n.removesuffix("_ids") for n in lists)]
+    heads = [
+        "feature",
+        "star",
+        "label",
+        "note",
+        *(["explanation"] if store.texts else []),
+        *names,
+        "top_token_text",
+        *(n.removesuffix("_ids") for n in lists),
+    ]
     if form == "csv":
         yield _csv_line(heads)
     for k in range(0, len(features), PIECE):
@@ -171,7 +183,8 @@ def export(
         lines = []
         for j, feature in enumerate(part.tolist()):
             note = notes.get(feature, Note())
-            cells = [feature, note.star, note.label, note.note, *(c[j] for c in columns), texts[j]]
+            said = [store.texts.get(feature, "")] if store.texts else []
+            cells = [feature, note.star, note.label, note.note, *said, *(_finite(c[j]) for c in columns), texts[j]]
             cells += [column[j] for column in tokens]
             if form == "jsonl":
                 lines.append((json.dumps(dict(zip(heads, cells, strict=True)), ensure_ascii=False) + "\n").encode())
@@ -180,6 +193,11 @@ def export(
                     _csv_line([json.dumps(c, ensure_ascii=False) if isinstance(c, list) else c for c in cells])
                 )
         yield b"".join(lines)
+
+
+def _finite(value: Any) -> Any:
+    """NaN is no JSON; an empty cell in CSV."""
+    return None if isinstance(value, float) and value != value else value  # noqa: PLR0124 - NaN is not itself
 
 
 def _csv_line(cells: Sequence[Any]) -> bytes:

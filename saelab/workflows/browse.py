@@ -14,6 +14,7 @@ import numpy as np
 
 from saelab.core.artifacts import MANIFEST, read_json, read_manifest
 from saelab.core.errors import CorruptError, MissingFileError, SaelabError
+from saelab.features.explanations import attach_explanations
 from saelab.features.notes import Notes
 from saelab.features.store import FeatureStore, open_features
 from saelab.features.table import quoted
@@ -50,6 +51,15 @@ MEANING = {
     "encoder_decoder_cosine": "Cosine between the direction it reads and the one it writes.",
     "nearest": "The feature with the closest decoder direction.",
     "nearest_cosine": "Cosine of the decoder directions of the feature and its nearest one.",
+    "detection": "Does it tell windows where the feature fires from others? Balanced accuracy, chance 0.5.",
+    "fuzzing": "Does it tell right from wrong highlighted tokens? Balanced accuracy, chance 0.5.",
+    "intruder": "Is the odd window found among those that fire? Accuracy; needs no explanation.",
+    "embedding": "AUC of similarity between explanation and window, firing against not; chance 0.5.",
+    "example_embedding": "AUC: are held-out firing windows more like other firing windows? Needs no explanation.",
+    "surprisal": "AUC of how much the explanation lowers a language model's loss on windows; chance 0.5.",
+    "simulation": "Correlation of simulated with true activations.",
+    "intervention": "What steering the feature adds to log p(explanation), nats per token; chance 0.",
+    "surface": "AUC of a classifier on characters alone, trained for this feature: what the surface gives away.",
 }
 """What the columns of a store mean."""
 
@@ -243,6 +253,7 @@ def open_place(place: Place) -> Opened:
     """Open the feature store of a place. Raises :class:`CorruptError` and the like."""
     assert place.store is not None, "a place without a store has no features"
     store = open_features(place.store)
+    attach_explanations(store)
     return Opened(place, store, Notes(store))
 
 
