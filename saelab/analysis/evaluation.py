@@ -1,6 +1,7 @@
 """``Evaluation``: the numbers that say how good an SAE is, and over which tokens and positions they were taken."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,22 @@ class Evaluation:
     """Number of features."""
     saelab_version: str = __version__
     """Version that took the numbers."""
+    target_site: str = ""
+    """Site that is reconstructed and replaced where it is not ``site`` (transcoders); the FVU and the ablations are
+    of this one."""
+    fvu_trained: float = math.nan
+    """FVU of the code as training chooses it (over whole batches, or by gradient) instead of as inference does."""
+    l0_trained: float = math.nan
+    """Mean number of active features per token of that code."""
+    trained_batch: int = 0
+    """Tokens that compete with one another in that code."""
+    trained_tokens: int = 0
+    """Tokens it was measured on; 0: not measured."""
+    ce_trained: float = math.nan
+    """Cross-entropy with a gradient SAE's reconstruction from features chosen by gradient; nan for other SAEs. The
+    choice sees the next token, so this number and the next are flattered."""
+    ce_recovered_trained: float = math.nan
+    """``(ce_zero - ce_trained) / (ce_zero - ce_clean)``, likewise."""
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as plain Python values."""
@@ -134,10 +151,11 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     read_manifest(folder, "evaluation")
     path = Path(folder) / EVALUATION
     data = read_json(path)
-    names = [field.name for field in dataclasses.fields(Evaluation)]
-    if not isinstance(data, dict) or set(data) != set(names):
+    fields = dataclasses.fields(Evaluation)
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not isinstance(data, dict) or not needed <= set(data) <= {field.name for field in fields}:
         raise CorruptError(f"{path} does not have the fields of an evaluation; evaluate again")
-    floats = {field.name for field in dataclasses.fields(Evaluation) if field.type in (float, "float")}
+    floats = {field.name for field in fields if field.type in (float, "float")}
     values: dict[str, Any] = dict(data)
-    values |= {name: float("nan") for name in floats if values[name] is None}
+    values |= {name: math.nan for name in floats & set(values) if values[name] is None}
     return Evaluation(**values)

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from saelab.core.code import SparseCode
+from saelab.features.protocols import Dictionary
+
 
 @dataclass(frozen=True)
 class ReconstructionResult:
@@ -84,6 +87,16 @@ class Reconstruction:
             cosine=ratio(cosine, self.n),
             shrinkage=ratio(energy_hat - 2 * along + moved, cross - along),
         )
+
+
+def rebuild(sae: Dictionary, x: Float[Tensor, "n d_in"], code: SparseCode) -> Float[Tensor, "n d_out"]:
+    """Reconstruction of activations x of which ``code`` is the code, with what reaches it past the code.
+
+    A skip transcoder adds a linear map of x, which ``decode(code)`` cannot know.
+    """
+    reconstruct = getattr(sae, "reconstruct", None)
+    x_hat: Tensor = sae.decode(code) if reconstruct is None else reconstruct(x.to(code.values.device), code)
+    return x_hat
 
 
 def ratio(a: float, b: float) -> float:

@@ -57,6 +57,9 @@ def format_value(value: Any) -> str:
 NOTES = {
     "FVU": "fraction of variance unexplained: 0 perfect, 1 = predicting the mean",
     "L0": "features per token",
+    "FVU as trained": "with features chosen as training does (over a batch, or by gradient)",
+    "L0 as trained": "features per token of that choice",
+    "CE recovered by gradient": "the choice sees the next token: flattered",
     "CE recovered": "(CE zero - CE SAE) / (CE zero - CE clean)",
     "CE clean": "next-token loss (nats) of the model as it is",
     "CE SAE": "with the activation replaced by its reconstruction",
@@ -68,12 +71,23 @@ NOTES = {
 }
 
 
+def _trained_rows(e: "Evaluation") -> dict[str, Any]:
+    """The rows about the code as training chooses it, where that is another than the code of inference."""
+    if not e.trained_tokens or (e.l0_trained == e.l0 and abs(e.fvu_trained - e.fvu) < 1e-3 * e.fvu):
+        return {}
+    rows: dict[str, Any] = {"FVU as trained": e.fvu_trained, "L0 as trained": e.l0_trained}
+    if e.ce_recovered_trained == e.ce_recovered_trained:
+        rows["CE recovered by gradient"] = e.ce_recovered_trained
+    return rows
+
+
 def evaluation_table(evaluation: "Evaluation", title: str = "held-out evaluation") -> Table:
     """The table of ``saelab eval`` and of the demo."""
     e = evaluation
     values = {
         "FVU": e.fvu,
         "L0": e.l0,
+        **_trained_rows(e),
         "CE recovered": e.ce_recovered,
         "CE clean": e.ce_clean,
         "CE SAE": e.ce_sae,
@@ -85,7 +99,8 @@ def evaluation_table(evaluation: "Evaluation", title: str = "held-out evaluation
         "dense": f"{e.dense_fraction:.2%}",
         "tokens": e.n_tokens,
     }
-    return key_value_table(f"{title}: {e.sae} d_in {e.d_in} d_sae {e.d_sae}, {e.site} of {e.model}", values, NOTES)
+    site = f"{e.site} -> {e.target_site}" if e.target_site else e.site
+    return key_value_table(f"{title}: {e.sae} d_in {e.d_in} d_sae {e.d_sae}, {site} of {e.model}", values, NOTES)
 
 
 def print_demo(result: "DemoResult") -> None:

@@ -133,7 +133,14 @@ class SAE(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "n d_out"]:
         """Return the reconstruction of raw activations (N, d_in)."""
-        return self.add_skip(self.decode(self.encode(x)), x.to(self.W_dec.dtype))
+        return self.reconstruct(x)
+
+    def reconstruct(self, x: Float[Tensor, "..."], code: SparseCode | None = None) -> Float[Tensor, "n d_out"]:
+        """Return the reconstruction, in raw units, of raw activations whose code is ``code`` (default: ``encode(x)``).
+
+        This is ``decode(code)`` and what reaches the reconstruction past the code (:meth:`add_skip`).
+        """
+        return self.add_skip(self.decode(self.encode(x) if code is None else code), x.to(self.W_dec.dtype))
 
     @abstractmethod
     def encode_scaled(self, x: Float[Tensor, "n d_in"]) -> SparseCode:

@@ -1,5 +1,6 @@
 """Evaluate: an SAE folder and held-out text in, an evaluation out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,41 @@ class SaeCorpusJob(Config):
 class EvaluateJob(SaeCorpusJob):
     """What ``saelab eval`` needs."""
 
+    target_site: str | None = None
+    """Site that a transcoder reconstructs, if not the one recorded in it."""
+
 
 def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool = False) -> Any:
     """Evaluate the SAE of ``job``; with ``out``, also write it there. Returns an :class:`Evaluation`."""
     from saelab.analysis.evaluate import evaluate, save_evaluation
+    from saelab.sae.folder import load_meta
+    from saelab.training.config import TrainingConfig
 
     if out is not None:
         prepare_output(out, force=force)
     model, sae, rows, site = open_job(job)
-    if sae.config.architecture == "transcoder":
-        raise ConfigError(
-            f"{job.sae} is a transcoder: it reconstructs another site than it reads, which saelab eval does not "
-            "measure yet; its training FVU is in saelab show"
-        )
-    evaluation = evaluate(model, sae, rows, site, max_tokens=job.max_tokens, rows_per_batch=job.rows_per_batch)
+    meta = load_meta(job.sae)
+    evaluation = evaluate(
+        model,
+        sae,
+        rows,
+        site,
+        max_tokens=job.max_tokens,
+        rows_per_batch=job.rows_per_batch,
+        target_site=_target_site(job, meta, sae),
+        trained_batch=meta.get("training", {}).get("batch_size") or TrainingConfig().batch_size,
+    )
     if out is not None:
         save_evaluation(evaluation, out)
     return evaluation
+
+
+def _target_site(job: EvaluateJob, meta: Mapping[str, Any], sae: Any) -> str | None:
+    """Site that the SAE reconstructs; None: the one it reads."""
+    target = job.target_site or meta.get("provenance", {}).get("target_site")
+    if sae.config.architecture == "transcoder" and target is None:
+        raise ConfigError(f"{job.sae} is a transcoder and does not record the site it reconstructs; give --target_site")
+    return None if target is None else str(target)
 
 
 def open_job(job: SaeCorpusJob) -> tuple[Any, Any, Any, str]:

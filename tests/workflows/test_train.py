@@ -44,7 +44,7 @@ def test_live_training_needs_no_store(made, tmp_path):
     assert result.metrics["fvu"] < 0.9
 
 
-def test_transcoder_trains_between_sites_and_eval_refuses_it(made, tmp_path, capsys):
+def test_transcoder_trains_between_sites_and_is_evaluated(made, tmp_path, capsys):
     text = ["--text", made / "code.txt", "--tokens.context", 64, "--sites", SITE, "--sites", "blocks.1.hook_mlp_out"]
     assert saelab("harvest", "embedded", *text, "--out", tmp_path / "two") == 0
     small = ["--training.tokens", 6000, "--training.batch_size", 500, "--sae.d_sae", 128]
@@ -53,8 +53,11 @@ def test_transcoder_trains_between_sites_and_eval_refuses_it(made, tmp_path, cap
     assert saelab(*command, "--out", tmp_path / "t") == 0
     (folder,) = [p.parent for p in (tmp_path / "t").glob("*/weights.safetensors")]
     capsys.readouterr()
-    assert saelab("eval", folder, "--text", made / "code.txt") == 1
-    assert "is a transcoder" in capsys.readouterr().err
+    assert saelab("eval", folder, "--text", made / "code.txt", "--max_tokens", 3000, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["site"], found["target_site"]) == ("blocks.1.hook_mlp_out", SITE)
+    assert found["fvu"] < 0.9
+    assert 0.1 < found["ce_recovered"] < 1
 
 
 def test_exactly_one_source(made):
