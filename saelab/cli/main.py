@@ -18,6 +18,7 @@ COMMANDS = {
     "harvest": "Write a model's activations on a text to an activation store.",
     "train": "Train one SAE, or a grid of them, from a YAML file.",
     "eval": "Measure an SAE on held-out text: FVU, L0, CE recovered, dead features.",
+    "compare": "Match the features of two SAEs: one-to-one, one-to-many, clusters, split and novel ones.",
     "build": "Build the feature store: every feature's activations on a text.",
     "app": "Open the feature browser on a run, a feature store or an SAE.",
     "show": "Describe a folder that saelab wrote; --feature shows one feature's top contexts.",
