@@ -1,0 +1,162 @@
+"""What ``quality.py`` trains, in which order, and which learning rates it settles on. Pure data and functions."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+POINTS = (8, 16, 32, 64)
+"""Features per token."""
+REFERENCE = 32
+"""Where learning rates are compared."""
+SEEDS = (0, 1, 2)
+SWEEP_SEED = 100
+"""Seed of the learning-rate sweep, which none of the reported runs has."""
+BATCH = 512
+MOST_SWEPT = 5
+"""Learning rates tried at most."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the table: an architecture of one package, with its settings."""
+
+    package: str
+    name: str
+    knob: str = "k"
+    """Which setting moves L0."""
+    points: tuple[float, ...] = POINTS
+    """Values of the knob."""
+    sweep: tuple[float, ...] = (REFERENCE,)
+    """Values at which learning rates are compared."""
+    lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    """First learning rates tried, by factors of 2; the sweep goes on beyond the end that is best."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the SAE."""
+    lr_of: str | None = None
+    """Takes the learning rate of this variant instead of a sweep of its own."""
+
+    @property
+    def label(self) -> str:
+        """Name with package."""
+        return f"{self.package} {self.name}"
+
+    @property
+    def architecture(self) -> str:
+        """Name of the architecture in its package."""
+        return str(self.settings.get("architecture", self.name))
+
+    def own_settings(self) -> dict[str, Any]:
+        """Return the settings without the architecture's name."""
+        return {key: value for key, value in self.settings.items() if key != "architecture"}
+
+
+def _saelab(name: str, **about: Any) -> Variant:
+    return Variant("saelab", name, **about)
+
+
+SAELAB = (
+    _saelab("topk"),
+    _saelab("mutual_choice"),
+    _saelab("gradient", lr_of="topk"),
+    _saelab(
+        "mutual_choice, aux_zipf",
+        settings={"architecture": "mutual_choice", "aux": "zipf"},
+        lr_of="mutual_choice",
+    ),
+    _saelab("feature_choice"),
+    _saelab(
+        "feature_choice, uniform",
+        settings={"architecture": "feature_choice", "quotas": "uniform"},
+        lr_of="feature_choice",
+    ),
+    _saelab(
+        "feature_choice, aux_zipf",
+        settings={"architecture": "feature_choice", "aux": "zipf"},
+        lr_of="feature_choice",
+    ),
+    _saelab("relu", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), sweep=(2.0, 5.0)),
+    _saelab("gated", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), sweep=(2.0, 5.0)),
+    _saelab("jumprelu", knob="target_l0", sweep=(24, 44)),
+    _saelab("matryoshka"),
+)
+PEERS = (
+    Variant("saelens", "topk"),
+    Variant("saelens", "batchtopk"),
+    Variant("dictionary_learning", "topk"),
+    Variant("dictionary_learning", "batchtopk"),
+    Variant("sparsify", "topk", lrs=(5e-3, 1e-2, 2e-2)),
+)
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """Identify a run: a row with this key is not made again."""
+    return tuple(row[name] for name in ("stage", "subject", "package", "name", "point", "lr", "seed", "tokens"))
+
+
+def at_l0(points: Iterable[tuple[float, float]], l0: float) -> float:
+    """Return the value at an L0 between measured (L0, value) pairs, linear in log L0; nan outside of them.
+
+    A pair within 3 % of the L0 asked for is taken as it is.
+    """
+    pairs = sorted(points)
+    near = min(pairs, key=lambda pair: abs(math.log(pair[0] / l0)), default=None)
+    if near is not None and abs(math.log(near[0] / l0)) < 0.03:
+        return near[1]
+    for (low, a), (high, b) in itertools.pairwise(pairs):
+        if low <= l0 <= high:
+            share = math.log(l0 / low) / math.log(high / low)
+            return a + share * (b - a)
+    return math.nan
+
+
+def scores(variant: Variant, subject: str, rows: Iterable[Row]) -> dict[float, float]:
+    """Return the validation FVU of each learning rate tried so far; lower is better.
+
+    Where inference goes by thresholds, L0 is not quite k: FVU is then brought to k features by ``FVU ~ L0^-1/2``, about
+    its slope here. With a knob other than k, it is the FVU at :data:`REFERENCE` features per token; where the L0 of a
+    rate's runs does not enclose that, the nearest run's FVU, times how far off it is, so that such a rate loses to one
+    that does.
+    """
+    found: dict[float, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["stage"] != "lr" or row["subject"] != subject:
+            continue
+        if (row["package"], row["name"]) == (variant.package, variant.name):
+            found.setdefault(row["lr"], []).append((row["l0"], row["fvu"]))
+    result = {}
+    for lr, points in found.items():
+        if variant.knob == "k":
+            result[lr] = points[0][1] * math.sqrt(points[0][0] / REFERENCE)
+            continue
+        value = at_l0(points, REFERENCE)
+        if math.isnan(value):
+            l0, fvu = min(points, key=lambda point: abs(math.log(max(point[0], 1e-3) / REFERENCE)))
+            value = fvu * (1 + abs(math.log(max(l0, 1e-3) / REFERENCE)))
+        result[lr] = value
+    return result
+
+
+def next_rates(variant: Variant, tried: Mapping[float, float]) -> list[float]:
+    """Return the learning rates to try next: the first ones, then one beyond the best while that is at an end."""
+    missing = [lr for lr in variant.lrs if lr not in tried]
+    if missing:
+        return missing
+    if len(tried) >= MOST_SWEPT:
+        return []
+    best = min(tried, key=lambda lr: tried[lr])
+    if best == max(tried):
+        return [best * 2]
+    return [best / 2] if best == min(tried) else []
+
+
+def best_rate(variant: Variant, subject: str, rows: Sequence[Row], variants: Sequence[Variant]) -> float:
+    """Return the learning rate with the lowest validation FVU."""
+    source = variant
+    if variant.lr_of is not None:
+        source = next(v for v in variants if v.package == variant.package and v.name == variant.lr_of)
+    tried = scores(source, subject, rows)
+    return min(tried, key=lambda lr: tried[lr])

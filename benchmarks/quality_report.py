@@ -1,0 +1,1 @@
+"""Tables and the plot of what ``quality.py`` measured."""
