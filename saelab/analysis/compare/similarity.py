@@ -1,6 +1,6 @@
 """Similarities between all features of A and all of B, tile by tile."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +11,7 @@ TILE_BYTES = 64 << 20
 """Tiles are cut so that one stays below this."""
 
 
+@runtime_checkable
 class Similarity(Protocol):
     """An (n_a, n_b) matrix of similarities that is computed when asked for, rows at a time."""
 
