@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saelab.analysis.evaluate import evaluate as evaluate
     from saelab.core.code import SparseCode as SparseCode
     from saelab.features.build import build_features as build_features
+    from saelab.features.dashboard import show as show
     from saelab.features.store import open_features as open_features
     from saelab.models.subject import load_model as load_model
     from saelab.models.text import open_text as open_text
@@ -52,6 +53,7 @@ _WHERE = {
     "build_features": "saelab.features.build",
     "open_features": "saelab.features.store",
     "describe": "saelab.workflows.show",
+    "show": "saelab.features.dashboard",
 }
 
 __all__ = ["__version__", *_WHERE]  # noqa: PLE0604  the names are strings, ruff cannot see it

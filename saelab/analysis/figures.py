@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saelab.core.statistics import HistogramResult
+from saelab.core.counts import HistogramResult
 
 if TYPE_CHECKING:
     import pandas as pd

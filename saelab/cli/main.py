@@ -21,16 +21,23 @@ COMMANDS = {
     "compare": "Match the features of two SAEs: one-to-one, one-to-many, clusters, split and novel ones.",
     "build": "Build the feature store: every feature's activations on a text.",
     "app": "Open the feature browser on a run, a feature store or an SAE.",
+    "dashboard": "Write the dashboards of some features as one HTML file that needs nothing else.",
     "show": "Describe a folder that saelab wrote; --feature shows one feature's top contexts.",
     "sites": "List the sites of a model.",
     "verify": "Read every file of a store and check it against its checksums.",
     "import": "Turn another library's checkpoint into an SAE folder.",
     "export": "Write an SAE as another library's checkpoint.",
+    "sparsify": "Prune a model's weights by a recipe (magnitude, Wanda, SparseGPT, N:M ...) into a new model folder.",
+    "sparsity-curve": "Loss against sparsity without retraining, and where it departs from the dense model's.",
     "pretrain": "Train a small language model from scratch (reproduces the embedded one).",
 }
 
 # Where a command is, when not in the module of its name (``import`` is no module name).
-PLACES = {"import": ("import_sae", "import_command"), "export": ("import_sae", "export_command")}
+PLACES = {
+    "import": ("import_sae", "import_command"),
+    "export": ("import_sae", "export_command"),
+    "sparsity-curve": ("sparsify", "curve_command"),
+}
 
 
 class LazyGroup(click.Group):

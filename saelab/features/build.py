@@ -26,10 +26,11 @@ from saelab.core.artifacts import (
 from saelab.core.errors import ConfigError
 from saelab.features.arrays import write_npy
 from saelab.features.encode import Totals, encode_text
+from saelab.features.layout import SUMMARY
 from saelab.features.protocols import Dictionary, Model, Rows
 from saelab.features.ragged import Array
 from saelab.features.rows import describe_rows, dictionary_name, require_fit, source_fingerprint, source_name
-from saelab.features.store import KIND, SUMMARY, FeatureStore, open_features
+from saelab.features.store import KIND, FeatureStore, open_features
 from saelab.features.transpose import Transposer
 from saelab.features.vocabulary import token_bytes, write_vocabulary
 from saelab.features.weights import weight_columns

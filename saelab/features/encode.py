@@ -12,11 +12,9 @@ from jaxtyping import Float32, Float64, Int64
 from saelab.core.code import SparseCode
 from saelab.core.progress import progress
 from saelab.features.arrays import NpyWriter, npy_writers
+from saelab.features.layout import IDS, INDICES, INDPTR, KEEP, ROW_OFFSETS, VALUES
 from saelab.features.protocols import Dictionary, Model, Rows
 from saelab.features.rows import Piece, encode_in_parts, pieces, read_site, require_finite
-
-IDS, KEEP, ROW_OFFSETS = "tokens/ids.npy", "tokens/keep.npy", "tokens/row_offsets.npy"
-INDPTR, INDICES, VALUES = "by_token/indptr.npy", "by_token/indices.npy", "by_token/values.npy"
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from saelab.core.counts import HistogramResult
 from saelab.features.query import Context
 from saelab.features.render import visible
 from saelab.features.vocabulary import Vocabulary
@@ -42,6 +43,14 @@ CSS = """
 .sl .h{font:600 .74rem/1.6 inherit;opacity:.7;padding:0 .35rem}
 .sl .l{display:flex;align-items:center;gap:.5rem;font-size:.74rem;opacity:.85;padding-bottom:.2rem}
 .sl .l b{display:inline-block;width:9rem;height:.7rem;border-radius:3px;border:1px solid rgba(128,128,128,.35)}
+.sl .g{display:flex;height:9rem;border-bottom:1px solid rgba(128,128,128,.5)}
+.sl .g b{flex:1 1 0;position:relative;border-right:1px solid transparent;background-clip:padding-box}
+.sl .g b:hover{outline:1px solid rgba(128,128,128,.7)}
+.sl .g b:hover::after{content:attr(data-tip);position:absolute;left:0;top:.4rem;z-index:1000;white-space:pre;
+ background:#1d2330;color:#fff;font:400 .74rem/1.45 "Source Code Pro",ui-monospace,monospace;padding:.4rem .6rem;
+ border-radius:5px;pointer-events:none}
+.sl .g b:nth-child(n+26):hover::after{left:auto;right:0}
+.sl .a{display:flex;justify-content:space-between;font-size:.74rem;opacity:.8}
 @media (max-width:640px){.sl .n{flex-basis:3rem}.sl{font-size:.76rem}}
 """
 """Style of everything made here; a page includes it once."""
@@ -181,3 +190,25 @@ def legend_html(maximum: float, label: str = "activation", *, signed: bool = Fal
         )
     scale = f'{least} <b style="background:{bar}"></b> {maximum:.3g}'
     return f'<div class="sl"><div class="l">{escape(label)} {scale}</div></div>'
+
+
+def bars_html(result: HistogramResult, x_title: str, unit: str, *, logarithmic: bool = False) -> str:
+    """Return a histogram as bars; pointing at one says its bounds and count. ``unit`` is what is counted."""
+    counts = np.asarray(result.counts, np.float64)
+    most = float(counts.max(initial=0.0))
+    # On the logarithmic scale a count of 1 keeps a visible bar.
+    heights = np.log2(counts + 1) / np.log2(most + 1) if logarithmic and most else counts / max(most, 1.0)
+    colour = f"rgb({','.join(map(str, RAISES))})"
+    bars = []
+    for height, low, high, count in zip(heights, result.edges[:-1], result.edges[1:], counts, strict=True):
+        share = 0.0 if not count else max(100 * float(height), 1.0)
+        style = f"background-image:linear-gradient(0deg,{colour} {share:.1f}%,transparent {share:.1f}%)"
+        tip = f"{low:.3g} to {high:.3g}&#10;{int(count):,} {escape(unit)}"
+        bars.append(f'<b style="{style}" data-tip="{tip}"></b>')
+    about = f"{escape(x_title)}, {'logarithmic' if logarithmic else 'linear'} counts, highest bar {int(most):,}"
+    axis = f"<span>{result.edges[0]:.3g}</span><span>{escape(x_title)}</span><span>{result.edges[-1]:.3g}</span>"
+    top = f'<div class="l">highest bar: {int(most):,} {escape(unit)}{", logarithmic" if logarithmic else ""}</div>'
+    return (
+        f'<div class="sl">{top}<div class="g" role="img" aria-label="{about}">{"".join(bars)}</div>'
+        f'<div class="a">{axis}</div></div>'
+    )

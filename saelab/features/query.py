@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float32, Int64, Integer
 
+from saelab.core.counts import Histogram, HistogramResult
 from saelab.core.errors import ConfigError
-from saelab.core.statistics import Histogram, HistogramResult
-from saelab.features import encode
+from saelab.features import layout
 from saelab.features.ragged import Array, largest_of_runs, runs, top_entries
 from saelab.features.store import FeatureStore
 from saelab.features.summary import TOP
@@ -116,7 +116,7 @@ def _strongest_of_all(store: FeatureStore, tokens: Array, values: Array, n: int,
     values = np.array(values)
     if not distinct_rows:
         return top_entries(np.array([0, len(values)]), values, n)[1]
-    rows = np.searchsorted(store.array(encode.ROW_OFFSETS), tokens, side="right")
+    rows = np.searchsorted(store.array(layout.ROW_OFFSETS), tokens, side="right")
     strongest = largest_of_runs(runs(rows), values)
     best: Array = strongest[top_entries(np.array([0, len(strongest)]), values[strongest], n)[1]]
     return best
@@ -198,10 +198,10 @@ def co_active(store: FeatureStore, i: int, n: int = 20, *, max_tokens: int = 20_
     tokens, _ = store.feature(i)
     looked = min(len(tokens), max_tokens)
     chosen = tokens[np.linspace(0, len(tokens) - 1, looked).astype(np.int64)].astype(np.int64)
-    indptr = store.array(encode.INDPTR)
+    indptr = store.array(layout.INDPTR)
     starts, lengths = indptr[chosen], indptr[chosen + 1] - indptr[chosen]
     inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    together = np.bincount(store.array(encode.INDICES)[np.repeat(starts, lengths) + inside], minlength=store.n_features)
+    together = np.bincount(store.array(layout.INDICES)[np.repeat(starts, lengths) + inside], minlength=store.n_features)
     together[i] = 0
     best = np.argsort(-together, kind="stable")[:n]
     best = best[together[best] > 0]

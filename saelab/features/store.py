@@ -13,29 +13,29 @@ Layout (every array a plain ``.npy``, memory-mapped):
 * ``vocabulary/offsets``, ``bytes``: the bytes of each token id.
 """
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64
 
 from saelab.core.artifacts import file_checksum, read_manifest
-from saelab.core.code import SparseCode
 from saelab.core.errors import ConfigError, CorruptError, StoreError, nearest
-from saelab.features import encode, transpose
+from saelab.features import layout
 from saelab.features.arrays import map_npy
+from saelab.features.layout import SUMMARY
 from saelab.features.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from saelab.core.statistics import HistogramResult
+    from saelab.core.code import SparseCode
+    from saelab.core.counts import HistogramResult
     from saelab.features.query import Context, Interval
 
 KIND = "feature-store"
-SUMMARY = "summary"
 
 
 def open_features(path: str | Path) -> "FeatureStore":
@@ -54,7 +54,18 @@ def open_features(path: str | Path) -> "FeatureStore":
         if size != about["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes instead of {about['bytes']}"
             raise CorruptError(f"{path / name} {found}; build the feature store again")
-    return FeatureStore(path, manifest)
+    store = FeatureStore(path, manifest)
+    _last.append(weakref.ref(store))
+    del _last[:-1]
+    return store
+
+
+_last: "list[weakref.ref[FeatureStore]]" = []
+
+
+def opened_last() -> "FeatureStore | None":
+    """Return the store that this process has opened last, if it is still in use: what a notebook talks about."""
+    return _last[-1]() if _last else None
 
 
 class FeatureStore:
@@ -115,7 +126,7 @@ class FeatureStore:
 
     def token_ids(self, start: int, stop: int) -> np.ndarray:
         """Ids of the tokens ``start .. stop - 1``."""
-        return self.array(encode.IDS)[start:stop]
+        return self.array(layout.IDS)[start:stop]
 
     def tokens(self, start: int, stop: int) -> list[str]:
         r"""Texts of the tokens ``start .. stop - 1``; parts of characters as ``\xe2``."""
@@ -132,7 +143,7 @@ class FeatureStore:
         self, tokens: Int64[np.ndarray, " n"]
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
         """Return the rows of text that tokens are in, and where those rows start and stop."""
-        offsets = self.array(encode.ROW_OFFSETS)
+        offsets = self.array(layout.ROW_OFFSETS)
         rows = np.searchsorted(offsets, tokens, side="right") - 1
         return rows, offsets[rows], offsets[rows + 1]
 
@@ -141,13 +152,13 @@ class FeatureStore:
     def feature(self, i: int) -> tuple[np.ndarray, Float32[np.ndarray, " n"]]:
         """Return the tokens on which feature i fires, rising, and its values: slices of memory maps."""
         start, stop = self._entries(i)
-        return self.array(transpose.F_TOKENS)[start:stop], self.array(transpose.F_VALUES)[start:stop]
+        return self.array(layout.F_TOKENS)[start:stop], self.array(layout.F_VALUES)[start:stop]
 
     def strongest(self, i: int, distinct_rows: bool) -> Int64[np.ndarray, " n"]:
         """Positions, within ``feature(i)``, of its listed strongest entries, strongest first."""
-        names = (transpose.TOP_INDPTR, transpose.TOP_ENTRIES)
+        names = (layout.TOP_INDPTR, layout.TOP_ENTRIES)
         if distinct_rows:
-            names = (transpose.TOP_ROWS_INDPTR, transpose.TOP_ROWS_ENTRIES)
+            names = (layout.TOP_ROWS_INDPTR, layout.TOP_ROWS_ENTRIES)
         first, _ = self._entries(i)
         start, stop = self.array(names[0])[i : i + 2]
         listed: np.ndarray = self.array(names[1])[start:stop].astype(np.int64) - first
@@ -156,18 +167,22 @@ class FeatureStore:
     def _entries(self, i: int) -> tuple[int, int]:
         if not 0 <= i < self.n_features:
             raise StoreError(f"feature {i} does not exist; {self.path} holds features 0 to {self.n_features - 1}")
-        start, stop = self.array(transpose.F_INDPTR)[i : i + 2]
+        start, stop = self.array(layout.F_INDPTR)[i : i + 2]
         return int(start), int(stop)
 
-    def activations(self, start: int, stop: int) -> SparseCode:
+    def activations(self, start: int, stop: int) -> "SparseCode":
         """Return the code of the tokens ``start .. stop - 1`` (excluded ones have no entries)."""
+        import torch
+
+        from saelab.core.code import SparseCode
+
         if not 0 <= start <= stop <= self.n_tokens:
             raise StoreError(f"tokens {start} to {stop} do not exist; {self.path} holds {self.n_tokens}")
-        offsets = np.array(self.array(encode.INDPTR)[start : stop + 1])
+        offsets = np.array(self.array(layout.INDPTR)[start : stop + 1])
         span = slice(int(offsets[0]), int(offsets[-1]))
         return SparseCode(
-            torch.from_numpy(self.array(encode.INDICES)[span].astype(np.int64)),
-            torch.from_numpy(np.array(self.array(encode.VALUES)[span])),
+            torch.from_numpy(self.array(layout.INDICES)[span].astype(np.int64)),
+            torch.from_numpy(np.array(self.array(layout.VALUES)[span])),
             torch.from_numpy(offsets - offsets[0]),
             self.n_features,
         )

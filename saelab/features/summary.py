@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from saelab.core.statistics import TopK
+from saelab.core.counts import TopK
 from saelab.features.ragged import (
     Array,
     largest_of_runs,

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PIECE = 4096
 """Rows exported at once."""
+Extra = Mapping[str, np.ndarray]
+"""Further columns by name, one number per feature."""
+NOTHING: Extra = {}
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,21 @@ class Query:
     """Largest first."""
 
 
-def sortable(store: FeatureStore) -> list[str]:
-    """Names of the columns with one number per feature."""
-    return [name for name in store.columns if store.column(name).ndim == 1]
+def sortable(store: FeatureStore, extra: Extra = NOTHING) -> list[str]:
+    """Names of the columns with one number per feature, those of ``extra`` first."""
+    return [*extra, *(name for name in store.columns if store.column(name).ndim == 1)]
 
 
-def choose(store: FeatureStore, query: Query, notes: Mapping[int, Note]) -> Int64[np.ndarray, " n"]:
-    """Return the features that a query asks for, in its order; equal values in order of their number."""
+def choose(
+    store: FeatureStore, query: Query, notes: Mapping[int, Note], extra: Extra = NOTHING
+) -> Int64[np.ndarray, " n"]:
+    """Return the features that a query asks for, in its order; equal values in order of their number, nan last.
+
+    ``extra`` holds columns that are not in the store: a person's own, such as the cosine to a named direction.
+    """
     keep = np.ones(store.n_features, np.bool_)
     for condition in query.ranges:
-        values = _column(store, condition.column)
+        values = _column(store, condition.column, extra)
         if condition.low is not None:
             keep &= values >= condition.low
         if condition.high is not None:
@@ -75,12 +83,12 @@ def choose(store: FeatureStore, query: Query, notes: Mapping[int, Note]) -> Int6
     found = np.flatnonzero(keep).astype(np.int64)
     if query.sort == "feature":
         return found[::-1].copy() if query.descending else found
-    values = _column(store, query.sort)[found].astype(np.float64)
+    values = _column(store, query.sort, extra)[found].astype(np.float64)
     return found[np.argsort(-values if query.descending else values, kind="stable")]
 
 
-def _column(store: FeatureStore, name: str) -> np.ndarray:
-    values = store.column(name)
+def _column(store: FeatureStore, name: str, extra: Extra) -> np.ndarray:
+    values = extra[name] if name in extra else store.column(name)
     if values.ndim != 1:
         raise ConfigError(f"column '{name}' holds lists; give one of {', '.join(sortable(store))}")
     return values
@@ -111,7 +119,11 @@ def _matching(store: FeatureStore, text: str, notes: Mapping[int, Note]) -> np.n
 
 
 def page(
-    store: FeatureStore, features: Int64[np.ndarray, " n"], columns: Sequence[str], notes: Mapping[int, Note]
+    store: FeatureStore,
+    features: Int64[np.ndarray, " n"],
+    columns: Sequence[str],
+    notes: Mapping[int, Note],
+    extra: Extra = NOTHING,
 ) -> "pd.DataFrame":
     """Return some features as a frame: number, star, label, explanation, tokens as texts, and the chosen columns."""
     import pandas as pd
@@ -128,7 +140,7 @@ def page(
         ids = store.column("logit_top_ids")[features]
         data["promotes"] = [_joined(store, row[:5]) for row in ids]
     for name in columns:
-        data[name] = np.array(_column(store, name)[features])
+        data[name] = np.array(_column(store, name, extra)[features])
     return pd.DataFrame(data)
 
 
@@ -152,7 +164,11 @@ def quoted(token: str) -> str:
 
 
 def export(
-    store: FeatureStore, features: Int64[np.ndarray, " n"], notes: Mapping[int, Note], form: str
+    store: FeatureStore,
+    features: Int64[np.ndarray, " n"],
+    notes: Mapping[int, Note],
+    form: str,
+    extra: Extra = NOTHING,
 ) -> Iterator[bytes]:
     """Yield the table of some features, all columns, as ``csv`` or ``jsonl``, piece by piece.
 
@@ -160,7 +176,7 @@ def export(
     """
     if form not in ("csv", "jsonl"):
         raise ConfigError(f"the format is '{form}', expected 'csv' or 'jsonl'")
-    names = sortable(store)
+    names = sortable(store, extra)
     lists = [name for name in ("logit_top_ids", "logit_bottom_ids") if name in store.columns]
     heads = [
         "feature",
@@ -176,7 +192,7 @@ def export(
         yield _csv_line(heads)
     for k in range(0, len(features), PIECE):
         part = features[k : k + PIECE]
-        columns = [store.column(name)[part].tolist() for name in names]
+        columns = [_column(store, name, extra)[part].tolist() for name in names]
         tops = store.column("top_token")[part].tolist() if "top_token" in names else [-1] * len(part)
         texts = [store.vocabulary.strings([i])[0] if i >= 0 else "" for i in tops]
         tokens = [[store.vocabulary.strings(row) for row in store.column(name)[part]] for name in lists]

@@ -21,16 +21,27 @@ from jaxtyping import Int64
 from saelab.core.artifacts import output_error
 from saelab.core.progress import progress
 from saelab.features.arrays import NpyWriter, map_npy, npy_writers
-from saelab.features.encode import IDS, INDICES, INDPTR, ROW_OFFSETS, VALUES, Totals
+from saelab.features.encode import Totals
+from saelab.features.layout import (
+    F_INDPTR,
+    F_TOKENS,
+    F_VALUES,
+    IDS,
+    INDICES,
+    INDPTR,
+    ROW_OFFSETS,
+    TOP_ENTRIES,
+    TOP_INDPTR,
+    TOP_ROWS_ENTRIES,
+    TOP_ROWS_INDPTR,
+    VALUES,
+)
 from saelab.features.ragged import Array
 from saelab.features.summary import COLUMNS, Part, summarise, summarise_large
 
 BYTES_PER_ENTRY = 100
 """Peak memory for each entry held at once: its record, the sort keys and the temporaries of the summary."""
 
-F_INDPTR, F_TOKENS, F_VALUES = "by_feature/indptr.npy", "by_feature/tokens.npy", "by_feature/values.npy"
-TOP_INDPTR, TOP_ENTRIES = "top/indptr.npy", "top/entries.npy"
-TOP_ROWS_INDPTR, TOP_ROWS_ENTRIES = "top/rows_indptr.npy", "top/rows_entries.npy"
 SCRATCH = ".scratch"
 
 

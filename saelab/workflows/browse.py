@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saelab.core.artifacts import MANIFEST, read_json, read_manifest
-from saelab.core.errors import CorruptError, MissingFileError, SaelabError
+from saelab.core.errors import ConfigError, CorruptError, MissingFileError, SaelabError
 from saelab.features.explanations import attach_explanations
 from saelab.features.notes import Notes
-from saelab.features.store import FeatureStore, open_features
+from saelab.features.store import KIND, FeatureStore, open_features
 from saelab.features.table import quoted
+from saelab.workflows.directions import weights_fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,6 +161,24 @@ def survey(paths: Sequence[str | Path]) -> Library:
     return Library(tuple(places), tuple(logs), tuple(dict.fromkeys(found.problems)))
 
 
+def find_store(path: str | Path) -> FeatureStore:
+    """Open the feature store at a path: the folder itself, or the only store below it.
+
+    Raises :class:`MissingFileError` when there is none, :class:`ConfigError` when there are several.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / MANIFEST).is_file() and read_manifest(path)["kind"] == KIND:
+        return open_features(path)
+    library = survey([path])
+    stores = [place.store for place in library.places if place.store is not None]
+    if len(stores) > 1:
+        raise ConfigError(f"{path} holds {len(stores)} feature stores; give one: {', '.join(map(str, stores[:8]))}")
+    if not stores:
+        problem = f" ({library.problems[0]})" if library.problems else ""
+        raise MissingFileError(f"no feature store in {path}{problem}; give the folder that 'saelab build' wrote")
+    return open_features(stores[0])
+
+
 def _look(root: Path, found: _Found, depth: int) -> None:
     for number, folder in enumerate(_folders(root, depth)):
         if number >= MOST_FOLDERS:
@@ -221,10 +240,7 @@ def _sae_of(store: Path, about: dict[str, Any], saes: dict[Path, dict[str, Any]]
 
 @lru_cache(maxsize=256)
 def _fingerprint(sae: Path, mtime: int) -> str:
-    from saelab.features.build import dictionary_fingerprint
-    from saelab.sae.folder import load_sae
-
-    return dictionary_fingerprint(load_sae(sae))
+    return weights_fingerprint(sae)
 
 
 def _place(key: str, store: Path | None, sae: Path | None, about: dict[str, Any], evaluations: list[Path]) -> Place:
@@ -274,13 +290,18 @@ def load_evaluation_of(place: Place) -> "Evaluation | None":
     return load_evaluation(place.evaluation)
 
 
+def _mapping(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise CorruptError(f"{path} must hold a mapping; make the folder again")
+    return data
+
+
 def card(place: Place, store: FeatureStore | None) -> dict[str, str]:
     """Return what an SAE is, as names and texts."""
     about: dict[str, Any] = {}
     if place.sae is not None:
-        from saelab.sae.folder import load_meta
-
-        config, meta = read_json(place.sae / "config.json"), load_meta(place.sae)
+        config, meta = (_mapping(place.sae / name) for name in ("config.json", "meta.json"))
         trained = meta.get("provenance", {})
         about["architecture"] = config.get("architecture")
         about |= {name: config[name] for name in ("k", "budget") if name in config}
@@ -297,52 +318,7 @@ def card(place: Place, store: FeatureStore | None) -> dict[str, str]:
     return {name: str(value) for name, value in about.items() if value is not None}
 
 
-# directions ---------------------------------------------------------------------------------------------------------
-
-
-def decoder_rows(sae: Path) -> np.ndarray:
-    """Memory-map the decoder of an SAE folder, (d_sae, d_out) float32, without loading anything else."""
-    import json
-
-    path = sae / "weights.safetensors"
-    try:
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            about = json.loads(file.read(size))["W_dec"]
-        if about["dtype"] != "F32":
-            raise CorruptError(f"{path} holds a {about['dtype']} decoder, expected F32; save the SAE again")
-        start, _ = about["data_offsets"]
-        return np.asarray(np.memmap(path, np.float32, "r", 8 + size + start, tuple(about["shape"])))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path} does not exist; the SAE folder is not complete") from None
-    except (ValueError, KeyError, OSError) as error:
-        raise CorruptError(f"{path} is not a readable safetensors file ({error}); copy or make it again") from None
-
-
-def nearest_features(opened: Opened, i: int, n: int = 10) -> "pd.DataFrame":
-    """Return the n features whose decoder directions are closest to that of feature i, closest first.
-
-    Columns ``feature``, ``cosine``, and what :func:`describe_features` adds. Needs the SAE folder; without it the one
-    neighbour that the store has.
-    """
-    import pandas as pd
-
-    store = opened.store
-    if opened.place.sae is None:
-        columns = [name for name in ("nearest", "nearest_cosine") if name in store.columns]
-        if len(columns) < 2:
-            return pd.DataFrame({"feature": [], "cosine": []})
-        found, cosines = store.column("nearest")[i : i + 1], store.column("nearest_cosine")[i : i + 1]
-    else:
-        rows = decoder_rows(opened.place.sae)
-        norms = np.maximum(np.asarray(store.column("decoder_norm")), 1e-30)
-        cosine = rows @ rows[i] / (norms * norms[i])
-        cosine[i] = -np.inf
-        n = min(n, len(cosine) - 1)
-        best = np.argpartition(-cosine, n - 1)[:n] if n > 0 else np.zeros(0, np.int64)
-        found = best[np.lexsort((best, -cosine[best]))]
-        cosines = cosine[found]
-    return with_descriptions(opened, pd.DataFrame({"feature": np.asarray(found, np.int64), "cosine": cosines}))
+# features as tables and texts ----------------------------------------------------------------------------------------
 
 
 def describe_features(opened: Opened, features: np.ndarray) -> "pd.DataFrame":
@@ -354,25 +330,6 @@ def describe_features(opened: Opened, features: np.ndarray) -> "pd.DataFrame":
     texts = ["" if top < 0 else quoted(store.vocabulary.strings([top])[0]) for top in tops]
     labels = [notes[int(i)].label if int(i) in notes else "" for i in features]
     return pd.DataFrame({"fires on": texts, "label": labels})
-
-
-def decoder_plane(sae: Path) -> np.ndarray:
-    """Project unit decoder directions onto their two main axes (PCA about the mean): (d_sae, 2) float32.
-
-    The signs are fixed so that the same weights give the same picture.
-    """
-    rows = decoder_rows(sae)
-    norms = np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
-    mean = (rows / norms[:, None]).mean(0, dtype=np.float64)
-    scatter = np.zeros((rows.shape[1], rows.shape[1]))
-    step = max(1, (1 << 22) // rows.shape[1])
-    for k in range(0, len(rows), step):
-        part = rows[k : k + step] / norms[k : k + step, None] - mean
-        scatter += part.T @ part
-    axes = np.linalg.eigh(scatter)[1][:, :-3:-1]
-    axes *= np.sign(axes[np.abs(axes).argmax(0), np.arange(2)])
-    plane: np.ndarray = ((rows / norms[:, None] - mean) @ axes).astype(np.float32)
-    return plane
 
 
 def with_descriptions(opened: Opened, frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -10,7 +10,6 @@ import numpy as np
 
 from saelab.core.errors import ConfigError
 from saelab.features.html import legend_html, shown, tokens_html
-from saelab.features.protocols import Dictionary
 from saelab.features.store import FeatureStore
 from saelab.features.vocabulary import token_bytes
 
@@ -19,12 +18,13 @@ if TYPE_CHECKING:
 
     from saelab.analysis.prompt import Reading
     from saelab.analysis.steering import Decoding, Edit
+    from saelab.features.protocols import Dictionary
 
 
 class Live:
     """A model and an SAE. Calls from several threads wait for each other: a steered model is steered for one caller."""
 
-    def __init__(self, model: Any, sae: Dictionary, site: str, bos: bool = True) -> None:
+    def __init__(self, model: Any, sae: "Dictionary", site: str, bos: bool = True) -> None:
         self.model, self.sae, self.site, self.bos = model, sae, site, bos
         self._pieces = token_bytes(model)
         self._lock = threading.RLock()
@@ -40,6 +40,35 @@ class Live:
         with self._lock:
             tokens = tokenise(self.model, text, self.bos)
             return read_prompt(self.model, self.sae, self.site, tokens, kept(self.model, tokens))
+
+    def one_token(self, text: str) -> int:
+        """Return the token that a text is. Raises :class:`ConfigError` naming the tokens when it is several."""
+        ids = list(self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+        if len(ids) != 1:
+            parts = ", ".join(self.token_text(i) for i in ids[:8])
+            raise ConfigError(
+                f"a direction needs exactly one token, the text is {len(ids)}{': ' + parts if parts else ''}; "
+                "mind the space before a word"
+            )
+        return int(ids[0])
+
+    def token_vector(self, token: int, kind: str) -> np.ndarray:
+        """Return the direction of a token in the residual stream: ``unembedding`` reads it, ``embedding`` writes it.
+
+        Raises :class:`ConfigError` for a site that is not in the residual stream.
+        """
+        from saelab.features.weights import unembedding
+
+        if kind not in ("unembedding", "embedding"):
+            raise ConfigError(f"the kind of direction is '{kind}', expected 'unembedding' or 'embedding'")
+        d_out = int(self.sae.W_dec.shape[1])
+        with self._lock:
+            to_logits = unembedding(self.model, self.site, d_out)
+            if to_logits is None:
+                raise ConfigError(f"{self.site} is not in the residual stream; tokens have no direction there")
+            vector = to_logits[:, token] if kind == "unembedding" else self.model.bridge.W_E[token].detach().float()
+        result: np.ndarray = vector.cpu().numpy()
+        return result
 
     def texts(self, reading: "Reading") -> list[str]:
         """Return the tokens of a prompt as they are shown."""

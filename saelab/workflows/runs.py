@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from saelab.core.artifacts import MANIFEST, read_json
 from saelab.core.errors import SaelabError
-from saelab.training.checkpoint import CHECKPOINT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +74,11 @@ def run_state(log: Path, frame: "pd.DataFrame") -> RunState:
 def _command(folder: Path, again: bool) -> str:
     """Return the command of a training; the demo's own if the demo made it."""
     config = shlex.quote(str(folder / "config.yaml"))
-    if not again and (folder / CHECKPOINT).is_file():
-        return f"saelab train {config} --out {shlex.quote(str(folder))} --resume"
+    if not again:
+        from saelab.training.checkpoint import CHECKPOINT
+
+        if (folder / CHECKPOINT).is_file():
+            return f"saelab train {config} --out {shlex.quote(str(folder))} --resume"
     demo = _demo_options(folder.parent)
     if demo is not None:
         return f"saelab demo --out saelab-demo{demo}"

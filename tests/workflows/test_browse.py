@@ -18,13 +18,11 @@ from saelab.features.store import open_features
 from saelab.sae import load_sae, save_sae
 from saelab.workflows.browse import (
     card,
-    decoder_plane,
-    decoder_rows,
     distinct_contexts,
-    nearest_features,
     open_place,
     survey,
 )
+from saelab.workflows.directions import decoder_plane, decoder_rows, nearest_features
 from saelab.workflows.live import open_live
 from saelab.workflows.runs import read_log, run_state
 
@@ -124,8 +122,8 @@ def test_plane_is_the_best_plane(made):
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     singular = np.linalg.svd(unit - unit.mean(0), compute_uv=False)
     plane = decoder_plane(made / "train" / "sae")
-    np.testing.assert_allclose(np.square(plane).sum(0), np.square(singular[:2]), rtol=1e-3)
-    assert np.array_equal(plane, decoder_plane(made / "train" / "sae"))
+    np.testing.assert_allclose(np.square(plane.points).sum(0), np.square(singular[:2]), rtol=1e-3)
+    assert np.array_equal(plane.points, decoder_plane(made / "train" / "sae").points)
 
 
 def test_distinct_contexts_leave_copies_out(made):
