@@ -32,7 +32,7 @@ class Variant:
     """Values of the knob."""
     sweep: tuple[float, ...] = (REFERENCE,)
     """Values at which learning rates are compared."""
-    lrs: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    lrs: tuple[float, ...] = (4e-3, 8e-3)
     """First learning rates tried, by factors of 2; the sweep goes on beyond the end that is best."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the SAE."""
@@ -88,7 +88,7 @@ PEERS = (
     Variant("saelens", "batchtopk"),
     Variant("dictionary_learning", "topk"),
     Variant("dictionary_learning", "batchtopk"),
-    Variant("sparsify", "topk", lrs=(5e-3, 1e-2, 2e-2)),
+    Variant("sparsify", "topk", lrs=(1e-2, 2e-2)),
 )
 
 

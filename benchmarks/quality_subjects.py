@@ -147,7 +147,7 @@ def shifted(loaded: Loaded, config: dict[str, Any]) -> None:
 SUBJECTS = {
     subject.name: subject
     for subject in (
-        Subject("embedded", "blocks.2.hook_resid_post", 1024, 409_600, 409_600, 80_000, _embedded),
+        Subject("embedded", "blocks.2.hook_resid_post", 1024, 204_800, 409_600, 80_000, _embedded),
         Subject(
             "relu-stories2M",
             "blocks.3.hook_resid_post",

@@ -1,50 +1,15 @@
-"""Planted truth: sparse sums of known unit features. Every fixture returns data, dictionary and codes."""
+"""Planted truth in tests: the library's fixtures, and small trainings on them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from saelab.analysis.synthetic import Planted, hier, ortho, superpos, zipf
 from saelab.core.batch import Batch
 from saelab.sae import SAE, StepContext
 
-
-class Planted(NamedTuple):
-    x: Tensor  # (tokens, d) = codes @ features
-    features: Tensor  # (n, d), unit rows
-    codes: Tensor  # (tokens, n), at least 0
-
-
-def ortho(tokens: int = 512, d: int = 128, p: float = 0.05, magnitudes: str = "exp", seed: int = 0) -> Planted:
-    """Orthonormal features, each active with probability p; magnitudes const, uniform(0, 1) or exp(1)."""
-    g = torch.Generator().manual_seed(seed)
-    features = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64)).Q
-    uniform = torch.rand(tokens, d, generator=g, dtype=torch.float64)
-    size = {"const": torch.ones_like(uniform), "uniform": uniform, "exp": -(1 - uniform).log()}[magnitudes]
-    codes = size * (torch.rand(tokens, d, generator=g) < p)
-    return Planted(codes @ features, features, codes)
-
-
-def superpos(tokens: int = 512, d: int = 64, n: int = 256, p: float = 0.02, seed: int = 0) -> Planted:
-    """More random unit features than dimensions."""
-    return _random(tokens, d, torch.full((n,), p), seed)
-
-
-def zipf(tokens: int = 512, d: int = 64, n: int = 256, mean_active: float = 6.0, seed: int = 0) -> Planted:
-    """As ``superpos``, with feature i active with probability ~ 1 / i, ``mean_active`` per token in all."""
-    weights = 1 / torch.arange(1, n + 1)
-    return _random(tokens, d, (mean_active * weights / weights.sum()).clamp(max=1), seed)
-
-
-def _random(tokens: int, d: int, p: Tensor, seed: int) -> Planted:
-    g = torch.Generator().manual_seed(12345)  # the features are the same for every seed: seeds give new tokens
-    features = torch.randn(p.numel(), d, generator=g)
-    features /= features.norm(dim=1, keepdim=True)
-    g.manual_seed(seed)
-    shape = (tokens, p.numel())
-    codes = (torch.rand(shape, generator=g) < p) * (0.5 + torch.rand(shape, generator=g))
-    return Planted(codes @ features, features, codes)
+__all__ = ["Planted", "fvu", "hier", "ortho", "recovered", "set_oracle", "superpos", "train", "zipf"]
 
 
 def set_oracle(sae: SAE, features: Tensor) -> None:
