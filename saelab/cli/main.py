@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train one SAE, or a grid of them, from a YAML file.",
     "eval": "Measure an SAE on held-out text: FVU, L0, CE recovered, dead features.",
     "compare": "Match the features of two SAEs: one-to-one, one-to-many, clusters, split and novel ones.",
+    "dark-matter": "Split an SAE's error into a linear and a nonlinear part, and study both: one HTML report.",
     "build": "Build the feature store: every feature's activations on a text.",
     "app": "Open the feature browser on a run, a feature store or an SAE.",
     "dashboard": "Write the dashboards of some features as one HTML file that needs nothing else.",
@@ -37,6 +38,7 @@ PLACES = {
     "import": ("import_sae", "import_command"),
     "export": ("import_sae", "export_command"),
     "sparsity-curve": ("sparsify", "curve_command"),
+    "dark-matter": ("dark_matter", "command"),
 }
 
 

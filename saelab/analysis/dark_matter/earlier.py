@@ -49,7 +49,7 @@ def frame(results: list[FromEarlier]) -> "pd.DataFrame":
 
 
 @torch.no_grad()
-def from_earlier(
+def from_earlier(  # noqa: PLR0917
     tokens: Tokens,
     site: str,
     sae: Dictionary,
@@ -101,7 +101,7 @@ def _sets(widths: dict[str, int]) -> dict[str, torch.Tensor]:
     return columns
 
 
-def _with(
+def _with(  # noqa: PLR0917
     name: str, columns: torch.Tensor, real: list[CrossMoments], null: list[CrossMoments], d: int, variance: float
 ) -> FromEarlier:
     fit, test = (m.select(columns) for m in real)

@@ -1,4 +1,4 @@
-"""The synthetic model of section 3.4: does the linear/nonlinear split find what was put in?
+"""The synthetic model of section 3.4: the linear/nonlinear split against errors that were put in.
 
 Codes of a real SAE make a truth of known parts. ``x' = x_hat + sigma_x noise`` is the activation; the "SAE" has lost
 the q per cent of features with the lowest mean value (absent features) and adds ``sigma_r noise`` of its own
