@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "Match the features of two SAEs: one-to-one, one-to-many, clusters, split and novel ones.",
     "dark-matter": "Split an SAE's error into a linear and a nonlinear part, and study both: one HTML report.",
     "build": "Build the feature store: every feature's activations on a text.",
+    "explain": "Explain a store's features, score the explanations beside controls, export and import them.",
     "app": "Open the feature browser on a run, a feature store or an SAE.",
     "dashboard": "Write the dashboards of some features as one HTML file that needs nothing else.",
     "show": "Describe a folder that saelab wrote; --feature shows one feature's top contexts.",

@@ -179,14 +179,10 @@ class Explanations:
         )
         return [Score(row[0], row[1], *map(_float, row[2:5]), *row[5:-1], detail=json.loads(row[-1])) for row in rows]
 
-    def have(self, control: str, author: str, scorer: str, settings: str) -> set[int]:
-        """Features whose score with exactly these settings is there already."""
-        rows = self._select(
-            "select feature from scores",
-            {"control": control, "author": author, "scorer": scorer, "settings": settings},
-            None,
-        )
-        return {row[0] for row in rows}
+    def settings(self, control: str, author: str, scorer: str, features: Sequence[int]) -> dict[int, str]:
+        """Settings of the scores of some features that are there already."""
+        conditions: dict[str, str | None] = {"control": control, "author": author, "scorer": scorer}
+        return dict(self._select("select feature, settings from scores", conditions, features))
 
     def authors(self, control: str = "") -> list[str]:
         """Who has explained features, the most industrious first."""

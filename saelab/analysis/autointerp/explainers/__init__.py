@@ -1,0 +1,1 @@
+"""Explainers: from the examples of features to explanations."""

@@ -1,0 +1,32 @@
+"""Loss of the end of a text after its beginning, many texts in one forward pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+ROWS = 512
+"""Rows in one forward pass."""
+
+
+@torch.no_grad()
+def mean_losses(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """Mean loss (nats) of the second part of each row after the first, which must not be empty.
+
+    Rows of like length share a forward pass; a row longer than the model's context loses its front.
+    """
+    losses = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda k: len(rows[k][0]) + len(rows[k][1]))
+    for start in range(0, len(order), ROWS):
+        part = order[start : start + ROWS]
+        cut = [((rows[k][0] + rows[k][1])[-model.n_ctx :], min(len(rows[k][1]), model.n_ctx - 1)) for k in part]
+        width = max(len(ids) for ids, _ in cut)
+        tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in cut])
+        first = min(len(ids) - count for ids, count in cut)
+        logits = model.logits(tokens)[:, first - 1 : -1].float()
+        targets = tokens[:, first:].to(logits.device)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        table = loss.view(targets.shape).cpu().numpy()
+        for k, values, (ids, count) in zip(part, table, cut, strict=True):
+            losses[k] = float(values[len(ids) - count - first : len(ids) - first].mean())
+    return losses
