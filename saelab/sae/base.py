@@ -64,6 +64,8 @@ class SAE(nn.Module, ABC):
     """Parameters and buffers that are measured in scaled units, so :meth:`fold_scale` divides them by s."""
     needs_gradient: ClassVar[bool] = False
     """Whether training needs ``Batch.gradient``."""
+    needs_pairs: ClassVar[bool] = False
+    """Whether training needs batches of pairs (rows 2i and 2i + 1)."""
 
     def __init__(self, config: SAEConfig, seed: int | None = 0) -> None:
         """Initialise with random unit decoder rows and the encoder tied to them; ``seed=None`` leaves zeros."""
@@ -195,7 +197,7 @@ class SAE(nn.Module, ABC):
         if e_hat is not None:
             losses["aux"] = context.aux_coefficient * _squared_error(residual.detach() - e_hat)
         losses |= self.extra_losses(batch, encoding, context)
-        return TrainingPass(losses, encoding.code.detach())
+        return TrainingPass(losses, encoding.code.detach(), x_hat)
 
     def decode_impl(self, code: SparseCode, context: StepContext) -> Impl:
         """Return the twin that decodes a code in training."""

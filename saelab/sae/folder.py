@@ -6,7 +6,7 @@ manifest, written last, holds the checksum of the weights.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from saelab.core.config import parse_config
 from saelab.core.errors import ConfigError, CorruptError, FormatError, nearest
 from saelab.sae.base import SAE
 from saelab.sae.registry import ARCHITECTURES, build_sae
+
+if TYPE_CHECKING:
+    from saelab.sae.formats.portable import Portable
 
 CONFIG, WEIGHTS, META = "config.json", "weights.safetensors", "meta.json"
 KIND = "sae"
@@ -62,10 +65,15 @@ def save_sae(sae: SAE, folder: str | Path, meta: Mapping[str, Any] | None = None
 def load_sae(folder: str | Path, device: str = "cpu") -> SAE:
     """Load an SAE folder, in evaluation mode and without gradients.
 
+    A checkpoint of another library (SAELens, sparsify, dictionary_learning, OpenMOSS, OpenAI; folder or file) is loaded
+    as :func:`saelab.sae.formats.import_sae` does: the format is found out, and the SAE takes raw activations.
+
     Raises :class:`MissingFileError`, :class:`FormatError` (another kind of folder or a pickle), :class:`CorruptError`
     (weights that are not the ones written) or :class:`ConfigError` (an architecture this version does not know).
     """
     folder = Path(folder)
+    if _is_foreign(folder):
+        return _foreign(folder).to_sae(device)
     manifest = read_manifest(folder, KIND)
     data = read_json(folder / CONFIG)
     name = data.get("architecture") if isinstance(data, dict) else None
@@ -87,12 +95,33 @@ def load_sae(folder: str | Path, device: str = "cpu") -> SAE:
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
-    """Return ``meta.json`` of an SAE folder."""
+    """Return ``meta.json`` of an SAE folder; of another library's checkpoint, what its files say about it."""
+    if _is_foreign(Path(folder)):
+        found = _foreign(Path(folder)).meta
+        return {"imported": {**found, "path": str(folder)}}
     read_manifest(folder, KIND)
     data = read_json(Path(folder) / META)
     if not isinstance(data, dict):
         raise CorruptError(f"{Path(folder) / META} must hold a mapping; make the folder again")
     return data
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a path that exists is no folder of saelab's, whole or half-written."""
+    return path.exists() and not ((path / MANIFEST).exists() or (path / WEIGHTS).exists())
+
+
+def _foreign(path: Path) -> "Portable":
+    """Read another library's checkpoint; one line says why it cannot be."""
+    from saelab.sae.formats import read_checkpoint
+    from saelab.sae.formats.files import PICKLES, load_pickle
+
+    try:
+        return read_checkpoint(path)
+    except FormatError:
+        if path.is_file() and path.suffix in PICKLES:
+            load_pickle(path)  # says so if it is a pickle of more than tensors
+        raise
 
 
 def _check_tensors(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:

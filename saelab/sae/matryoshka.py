@@ -68,14 +68,15 @@ class MatryoshkaSAE(MutualChoiceSAE):
         """Return the losses: ``mse`` of the whole dictionary, ``prefixes`` of all others together, AuxK."""
         encoding = self.encode_training(batch, context)
         target = batch.x if batch.target is None else batch.target
-        residuals = target.unsqueeze(1) - self.decode_prefixes(encoding.code, context.impl)
+        rebuilt = self.decode_prefixes(encoding.code, context.impl)
+        residuals = target.unsqueeze(1) - rebuilt
         errors = residuals.square().sum(dim=(0, 2)) / max(target.shape[0], 1)
         losses = {"mse": errors[-1], "prefixes": errors[:-1].sum()}
         e_hat = decode_aux(encoding, self.W_dec, context.impl)
         if e_hat is not None:
             missed = (residuals[:, -1].detach() - e_hat).square().sum() / max(target.shape[0], 1)
             losses["aux"] = context.aux_coefficient * missed
-        return TrainingPass(losses, encoding.code.detach())
+        return TrainingPass(losses, encoding.code.detach(), rebuilt[:, -1])
 
     def decode_prefixes(self, code: SparseCode, impl: Impl = "auto") -> Float[Tensor, "n n_prefixes d_out"]:
         """Return the reconstruction of every prefix, in scaled units."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from saelab.core.registry import Registry
 from saelab.sae.base import SAE, SAEConfig
+from saelab.sae.contrastive import ContrastiveConfig, ContrastiveSAE
 from saelab.sae.feature_choice import FeatureChoiceConfig, FeatureChoiceSAE
 from saelab.sae.gated import GatedConfig, GatedSAE
 from saelab.sae.gradient import GradientConfig, GradientSAE
@@ -34,6 +35,7 @@ ARCHITECTURES.register("gated", Architecture(GatedConfig, GatedSAE))
 ARCHITECTURES.register("matryoshka", Architecture(MatryoshkaConfig, MatryoshkaSAE))
 ARCHITECTURES.register("gradient", Architecture(GradientConfig, GradientSAE))
 ARCHITECTURES.register("transcoder", Architecture(TranscoderConfig, TranscoderSAE))
+ARCHITECTURES.register("contrastive", Architecture(ContrastiveConfig, ContrastiveSAE))
 ARCHITECTURES.alias("batchtopk", "mutual_choice")
 
 

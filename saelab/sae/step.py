@@ -59,3 +59,12 @@ class TrainingPass:
     """Terms of the loss, already weighted; their sum is minimised. ``mse`` is always there."""
     code: SparseCode | None = None
     """The code, without gradient."""
+    x_hat: Float[Tensor, "n d_out"] | None = None
+    """The reconstruction in scaled units, with gradient."""
+    mse: Float[Tensor, ""] | None = None
+    """Squared error of the reconstruction (sum over d, mean over tokens), where ``losses["mse"]`` is not just that."""
+
+    @property
+    def squared_error(self) -> Float[Tensor, ""]:
+        """Squared error of the reconstruction, without gradient: what the FVU is made of."""
+        return (self.losses["mse"] if self.mse is None else self.mse).detach()

@@ -120,3 +120,5 @@ class FitConfig(Config):
     """The SAE: architecture and sizes."""
     training: TrainingConfig = TrainingConfig()
     """The training."""
+    start: str | None = None
+    """SAE folder to start from (fine-tuning), of the architecture and sizes of ``sae``; null: random weights."""

@@ -1,6 +1,7 @@
 """Batches, checked and brought to the device."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -13,12 +14,17 @@ def open_batches(batches: BatchSource) -> Generator[Batch, None, None]:
     yield from batches
 
 
-def next_batch(source: Iterator[Batch], step: int, rows: int) -> Batch:
-    """Return the next batch, checked."""
+def rows_to_check(batches: BatchSource, rows: int) -> int | None:
+    """Return the tokens each batch must have; None for a source of whole texts, whose batches are about that size."""
+    return None if getattr(batches, "whole_texts", False) else rows
+
+
+def next_batch(source: Iterator[Batch], step: int, rows: int | None) -> Batch:
+    """Return the next batch, checked; of ``rows`` tokens unless that is None."""
     batch = next(source, None)
     if batch is None:
-        raise StoreError(f"the data ended after {step} batches of {rows} tokens; use an endless stream or fewer tokens")
-    if batch.x.shape[0] != rows:
+        raise StoreError(f"the data ended after {step} batches; use an endless stream or fewer tokens")
+    if rows is not None and batch.x.shape[0] != rows:
         raise ConfigError(f"the data come in batches of {batch.x.shape[0]}, but training.batch_size is {rows}")
     for name, tensor in (("x", batch.x), ("target", batch.target), ("gradient", batch.gradient)):
         # A sum is one fast pass; only when it is not finite is it worth looking at every row.
@@ -40,4 +46,4 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     moved = (None if t is None else t.to(device, non_blocking=True) for t in (batch.x, batch.target, batch.gradient))
     x, target, gradient = moved
     assert x is not None
-    return Batch(x, target, gradient)
+    return replace(batch, x=x, target=target, gradient=gradient)

@@ -6,13 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.core.errors import ActivationError
-from saelab.sae import SAE, build_sae
+from saelab.core.errors import ActivationError, ConfigError
+from saelab.sae import SAE, build_sae, load_sae
 from saelab.training.config import FitConfig
 
 
 def initial_sae(config: FitConfig, sample: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> SAE:
     """Return the SAE a run starts from; ``sample`` and ``target`` are raw activations of its first tokens."""
+    if config.start is not None:
+        return started_sae(config, config.start)
     sae_config = config.sae
     if sae_config.input_scale is None:
         sae_config = sae_config.model_copy(update={"input_scale": input_scale(sample)})
@@ -24,6 +26,23 @@ def initial_sae(config: FitConfig, sample: Float[Tensor, "n d_in"], target: Floa
         elif config.training.b_dec_init == "mean":
             sae.b_dec.copy_(scaled.mean(0))
     return sae
+
+
+def started_sae(config: FitConfig, folder: str) -> SAE:
+    """Return the SAE in ``folder``, ready to be trained on, with the settings of ``config.sae``.
+
+    Widths, number of features and scale are those of the weights; what else ``config.sae`` says (k, a penalty) is new.
+    """
+    sae = load_sae(folder)
+    fixed = {name: getattr(sae.config, name) for name in ("d_in", "d_sae", "d_out", "architecture")}
+    for name, value in fixed.items():
+        if getattr(config.sae, name) != value:
+            raise ConfigError(
+                f"{folder} has {name} = {value}, but the run wants {getattr(config.sae, name)}; leave sae.{name} out"
+            )
+    started = build_sae(config.sae.model_copy(update={"input_scale": sae.input_scale}), seed=None)
+    started.load_tensors(sae.tensors())
+    return started
 
 
 def input_scale(sample: Float[Tensor, "n d"]) -> float:

@@ -20,10 +20,10 @@ from saelab.core.progress import Bar, progress
 from saelab.sae import save_sae
 from saelab.training.checkpoint import CHECKPOINT, Checkpoint, write_checkpoint
 from saelab.training.config import FitConfig
-from saelab.training.feed import next_batch, open_batches, to_device
+from saelab.training.feed import next_batch, open_batches, rows_to_check, to_device
 from saelab.training.loggers import JsonlLog, Logger
 from saelab.training.metrics import BatchSpread
-from saelab.training.run import Run
+from saelab.training.run import Objective, Run, training_pass
 from saelab.training.setup import check_runs, find_device, fresh_runs, prepare, saved_runs
 from saelab.training.stopping import Stopped, stop_requests
 
@@ -56,6 +56,7 @@ def fit(
     *,
     loggers: Sequence[Logger] = (),
     provenance: Mapping[str, Any] | None = None,
+    objective: Objective = training_pass,
 ) -> list[FitResult]:
     """Train every SAE of ``runs`` on the same batches and save each to ``out/<name>/``.
 
@@ -63,6 +64,8 @@ def fit(
     (model, store, site ...) goes into every ``meta.json``. Metrics go to ``out/<name>/training.jsonl``, to the progress
     bar and to ``loggers``. ``out/checkpoint.safetensors`` is written now and then, and when SIGINT or SIGTERM asks to
     stop; with ``resume``, training goes on from it and gives what an uninterrupted training would have given.
+
+    ``objective`` gives the losses of a step (default: the SAE's own; see :mod:`saelab.training.end_to_end`).
 
     Raises :class:`Stopped` after a signal, :class:`ActivationError` for NaN or infinity in the data,
     :class:`ResumeError`, :class:`OutputExistsError`, :class:`ConfigError`.
@@ -72,10 +75,10 @@ def fit(
     checkpoint = prepare(runs, out, resume)
     device = find_device(runs[0].training.device)
     if checkpoint is None:
-        trainings = fresh_runs(runs, batches, device)
+        trainings = fresh_runs(runs, batches, device, objective)
     else:
         batches.load_state_dict(checkpoint.batches)
-        trainings = saved_runs(runs, checkpoint, device)
+        trainings = saved_runs(runs, checkpoint, device, objective)
     with ExitStack() as stack:
         kept = [0] * len(runs) if checkpoint is None else [v["log_bytes"] for v in checkpoint.values]
         logs = [stack.enter_context(closing(JsonlLog(out / r.name / LOG, n))) for r, n in zip(runs, kept, strict=True)]
@@ -112,13 +115,14 @@ class _Loop:
         """Train until every run is done, or a signal comes."""
         step = max(run.steps for run in self.runs)
         rows = self.runs[0].config.training.batch_size
+        check = rows_to_check(self.batches, rows)
         with (
             stop_requests() as stop,
             progress("training", self.total * rows, done=step * rows) as bar,
             closing(open_batches(self.batches)) as source,
         ):
             while step < self.total:
-                batch = next_batch(source, step, rows)
+                batch = next_batch(source, step, check)
                 batch = to_device(batch, self.device)
                 spread = BatchSpread(batch.x if batch.target is None else batch.target)
                 for run, log in zip(self.runs, self.logs, strict=True):

@@ -1,5 +1,6 @@
 """``Run``: one SAE in training, its optimiser and its counters. One call of :meth:`Run.step` is one optimiser step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from saelab.core.batch import Batch
 from saelab.core.code import SparseCode
 from saelab.core.errors import SaelabError
-from saelab.sae import SAE, StepContext
+from saelab.sae import SAE, StepContext, TrainingPass
 from saelab.training.config import FitConfig
 from saelab.training.metrics import BatchSpread, Window
 from saelab.training.schedule import k_factor, learning_rate, sparsity_factor
@@ -18,11 +19,20 @@ FINAL_FRACTION = 0.1
 """Final metrics are those of this last part of the training."""
 
 
+Objective = Callable[[SAE, Batch, StepContext], TrainingPass]
+"""Losses of an SAE on a raw batch."""
+
+
+def training_pass(sae: SAE, batch: Batch, context: StepContext) -> TrainingPass:
+    """Return the SAE's own losses: the objective of ordinary training."""
+    return sae.training_pass(sae.scale_batch(batch), context)
+
+
 class Run:
     """State of one SAE's training."""
 
-    def __init__(self, config: FitConfig, sae: SAE, device: torch.device) -> None:
-        self.config = config
+    def __init__(self, config: FitConfig, sae: SAE, device: torch.device, objective: Objective = training_pass) -> None:
+        self.config, self.objective = config, objective
         self.sae = sae.to(device).train()
         t = config.training
         self.optimizer = torch.optim.Adam(
@@ -49,7 +59,7 @@ class Run:
         lr = learning_rate(training, sae.d_sae, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        passed = sae.training_pass(sae.scale_batch(batch), self._context())
+        passed = self.objective(sae, batch, self._context())
         loss = torch.stack(list(passed.losses.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         sae.before_step()
@@ -60,7 +70,7 @@ class Run:
         self.steps += 1
         self.tokens += batch.x.shape[0]
         active = self._note_fired(passed.code, batch.x.shape[0])
-        error = passed.losses["mse"].detach().double() * (batch.x.shape[0] / sae.input_scale**2)
+        error = passed.squared_error.double() * (batch.x.shape[0] / sae.input_scale**2)
         terms = {"loss": loss, **passed.losses, "grad_norm": norm, "squared_error": error, "active": active}
         self.window.add(spread, **terms)
         if self.steps > (1 - FINAL_FRACTION) * training.steps:

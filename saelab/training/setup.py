@@ -12,9 +12,9 @@ from saelab.core.errors import ActivationError, ConfigError, OutputExistsError, 
 from saelab.sae import build_sae
 from saelab.training.checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from saelab.training.config import FitConfig
-from saelab.training.feed import next_batch, open_batches
+from saelab.training.feed import next_batch, open_batches, rows_to_check
 from saelab.training.initialise import initial_sae
-from saelab.training.run import Run
+from saelab.training.run import Objective, Run, training_pass
 
 PROGRESS = "progress.json"
 
@@ -59,28 +59,33 @@ def prepare(runs: Sequence[FitConfig], out: Path, resume: bool) -> Checkpoint | 
     return None
 
 
-def fresh_runs(runs: Sequence[FitConfig], batches: BatchSource, device: torch.device) -> list[Run]:
+def fresh_runs(
+    runs: Sequence[FitConfig], batches: BatchSource, device: torch.device, objective: Objective = training_pass
+) -> list[Run]:
     """Look at the first batches for scale and b_dec, return to the beginning, and make the runs."""
     rows = runs[0].training.batch_size
+    check = rows_to_check(batches, rows)
     counts = [-(-run.training.init_tokens // rows) for run in runs]
     begin = batches.state_dict()
     with closing(open_batches(batches)) as source:
-        first = [next_batch(source, step, rows) for step in range(max(counts))]
+        first = [next_batch(source, step, check) for step in range(max(counts))]
     batches.load_state_dict(begin)
     made = []
     for run, count in zip(runs, counts, strict=True):
         x = torch.cat([b.x for b in first[:count]])
         target = torch.cat([b.x if b.target is None else b.target for b in first[:count]])
-        made.append(Run(run, initial_sae(run, x, target), device))
+        made.append(Run(run, initial_sae(run, x, target), device, objective))
     return made
 
 
-def saved_runs(runs: Sequence[FitConfig], checkpoint: Checkpoint, device: torch.device) -> list[Run]:
+def saved_runs(
+    runs: Sequence[FitConfig], checkpoint: Checkpoint, device: torch.device, objective: Objective = training_pass
+) -> list[Run]:
     """Make the runs as a checkpoint left them."""
     made = []
     for index, (config, values) in enumerate(zip(runs, checkpoint.values, strict=True)):
         sae = build_sae(config.sae.model_copy(update={"input_scale": values["input_scale"]}), seed=None)
-        run = Run(config, sae, device)
+        run = Run(config, sae, device, objective)
         run.load(checkpoint.run_tensors(index), values)
         made.append(run)
     return made

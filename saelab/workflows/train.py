@@ -2,35 +2,23 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from saelab.activations.live import LiveStream
-from saelab.activations.store import open_store
 from saelab.core.artifacts import MANIFEST, read_manifest
 from saelab.core.config import Config, apply_overrides, dump_yaml, leaf_fields, parse_config
-from saelab.core.errors import ConfigError, SiteError, StoreError, nearest
+from saelab.core.errors import ConfigError, StoreError, nearest
 from saelab.training.checkpoint import CHECKPOINT
 from saelab.training.config import AnySAEConfig, FitConfig, TrainingConfig
+from saelab.training.end_to_end import EndToEndConfig
 from saelab.training.loop import FitResult, fit
 from saelab.training.setup import PROGRESS
-from saelab.workflows.corpus import CorpusJob, ModelJob
+from saelab.workflows.pairs import PairsJob
+from saelab.workflows.sources import LiveJob, from_start, load, open_data, site_of
 
-if TYPE_CHECKING:
-    from saelab.core.batch import BatchSource
-    from saelab.models.subject import SubjectModel
-
-
-class LiveJob(CorpusJob):
-    """Activations straight from the model while training, nothing on disk."""
-
-    buffer_rows: int = Field(default=1 << 17, ge=1)
-    """Activations in the shuffle buffer."""
-    rows_per_batch: int = Field(default=16, ge=1)
-    """Rows of text in one forward pass."""
+__all__ = ["LiveJob", "TrainJob", "run_train"]
 
 
 class TrainJob(Config):
@@ -40,6 +28,14 @@ class TrainJob(Config):
     """Activation store to train on."""
     live: LiveJob | None = None
     """Instead of a store: the model and text to take activations from while training."""
+    pairs: PairsJob | None = None
+    """Instead of a store: pairs of activations, for contrastive SAEs."""
+    start: str | None = None
+    """SAE folder to fine-tune: its weights are the start, and model, site and text are those it was trained on unless
+    given here."""
+    end_to_end: EndToEndConfig | None = None
+    """Train with the (frozen) model in the loop, on what the reconstruction does to its predictions; needs live, or a
+    start that records model and text."""
     model: str | None = None
     """Model that the store must come from; when given, a store written by another model is refused."""
     site: str | None = None
@@ -61,8 +57,10 @@ class TrainJob(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_d_in(cls, data: Any) -> Any:
-        """Take d_in from the data, so that a config serves any store; what the user gave is left to be checked."""
+    def _fill_in(cls, data: Any) -> Any:
+        """Take from the start what is not given, and d_in from the data, so that a config serves any store."""
+        if isinstance(data, Mapping) and isinstance(data.get("start"), str):
+            data = from_start(data, data["start"])
         if not isinstance(data, Mapping) or not isinstance(data.get("sae"), Mapping) or "d_in" in data["sae"]:
             return data
         width = _width(data)
@@ -70,15 +68,18 @@ class TrainJob(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.store is None) == (self.live is None):
+        if sum(source is not None for source in (self.store, self.live, self.pairs)) != 1:
             raise ValueError(
-                "give either store (an activation store) or live (a model and a text), not both or neither"
+                "give either store (an activation store) or live (a model and a text) or pairs, exactly one of them"
             )
+        if self.end_to_end is not None and self.live is None:
+            raise ValueError("end_to_end training runs the model, so it needs live (a model and a text), not a store")
         return self
 
     def runs(self) -> list[FitConfig]:
         """Return the run, or the runs of the grid."""
-        base = {"name": self.name, "sae": self.sae.model_dump(), "training": self.training.model_dump()}
+        base: dict[str, Any] = {"name": self.name, "sae": self.sae.model_dump(), "training": self.training.model_dump()}
+        base["start"] = self.start
         known = {key for key, *_ in leaf_fields(FitConfig)}
         for key in self.grid:
             if key not in known:
@@ -105,7 +106,8 @@ def run_train(
     from saelab.training.loggers import open_loggers
 
     runs = job.runs()
-    batches, provenance = _open_data(job, runs)
+    data = open_data(job, runs)
+    batches = data.batches
     for run in runs:
         if run.sae.d_in != batches.d_in:
             raise StoreError(
@@ -121,70 +123,15 @@ def run_train(
     steps = runs[0].training.steps
     say(f"{len(runs)} SAE{'s' if len(runs) > 1 else ''}, {steps:,} steps of {runs[0].training.batch_size:,} tokens")
     loggers = open_loggers(job.loggers, folder)
-    return fit(runs, batches, folder, resume=resume, loggers=loggers, provenance=provenance)
-
-
-def _open_data(job: TrainJob, runs: list[FitConfig]) -> tuple["BatchSource", dict[str, Any]]:
-    """Open the batches and say what an SAE folder should record about where they came from."""
-    training = runs[0].training
-    seed = training.seed if job.data_seed is None else job.data_seed
-    extra: dict[str, Any] = {"target_site": job.target_site, "gradient": any(_needs_gradient(run) for run in runs)}
-    if job.live is not None:
-        if job.site is None:
-            raise SiteError("training live needs the site; give --site (saelab sites MODEL lists them)")
-        model = _load(job.live)
-        rows = job.live.rows(model)
-        stream = LiveStream(
-            model,
-            rows,
-            job.site,
-            training.batch_size,
-            buffer_rows=job.live.buffer_rows,
-            seed=seed,
-            rows_per_batch=job.live.rows_per_batch,
-            **extra,
-        )
-        text: dict[str, Any] = rows.describe()
-        about: dict[str, Any] = {
-            "model": job.live.model,
-            "model_fingerprint": model.fingerprint,
-            "revision": job.live.revision,
-            "dtype": job.live.dtype,
-        }
-        return stream, {**about, "site": job.site, "target_site": job.target_site, **_text_record(text)}
-    assert job.store is not None
-    store = open_store(job.store)
-    if job.model is not None:
-        store.check_model(_load(ModelJob(model=job.model)))
-    site = _site_of(store.sites, job.site, job.store)
-    model_record = store.manifest["model"]
-    about = {
-        "model": model_record["name"],
-        "model_fingerprint": model_record["fingerprint"],
-        "dtype": model_record["dtype"],
-        "store": str(Path(job.store).absolute()),
-        "store_fingerprint": store.fingerprint,
-        "site": site,
-        "target_site": job.target_site,
-    }
-    source = store.stream(site, training.batch_size, seed, **extra)
-    return source, {**about, **_text_record(store.manifest["text"])}
-
-
-def _text_record(description: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("context", "packing", "bos", "min_tokens")
-    tokens = {key: description[key] for key in keys if description.get(key) is not None}
-    return {
-        "text": description.get("source"),
-        "text_fingerprint": description.get("source_fingerprint"),
-        "tokens": tokens,
-    }
-
-
-def _needs_gradient(run: FitConfig) -> bool:
-    from saelab.sae.registry import ARCHITECTURES
-
-    return bool(getattr(ARCHITECTURES[run.sae.architecture].sae, "needs_gradient", False))
+    return fit(
+        runs,
+        batches,
+        folder,
+        resume=resume,
+        loggers=loggers,
+        provenance=data.provenance,
+        objective=data.objective,
+    )
 
 
 def _width(data: Mapping[str, Any]) -> dict[str, int] | None:
@@ -194,12 +141,15 @@ def _width(data: Mapping[str, Any]) -> dict[str, int] | None:
         target = None
     if store is not None:
         widths = {name: about["width"] for name, about in read_manifest(store, "activation-store")["sites"].items()}
-        found = {"d_in": widths[_site_of(list(widths), site, store)]}
-        return found if target is None else found | {"d_target": widths[_site_of(list(widths), target, store)]}
+        found = {"d_in": widths[site_of(list(widths), site, store)]}
+        return found if target is None else found | {"d_target": widths[site_of(list(widths), target, store)]}
     if isinstance(data.get("live"), Mapping) and site is not None:
-        model = _load(parse_config(LiveJob, data["live"], "live"))
+        model = load(parse_config(LiveJob, data["live"], "live"))
         found = {"d_in": model.width(site)}
         return found if target is None else found | {"d_target": model.width(target)}
+    if isinstance(data.get("pairs"), Mapping) and site is not None:
+        pairs = parse_config(PairsJob, data["pairs"], "pairs")
+        return {"d_in": pairs.width(load(pairs).width(site))}
     return None
 
 
@@ -208,25 +158,3 @@ def _fields(architecture: object) -> set[str]:
     from saelab.sae.registry import ARCHITECTURES
 
     return set(ARCHITECTURES[str(architecture)].config.model_fields) if architecture in ARCHITECTURES else set()
-
-
-def _site_of(sites: list[str], wanted: str | None, store: str) -> str:
-    if wanted is None:
-        if len(sites) > 1:
-            raise SiteError(f"{store} holds {len(sites)} sites; give --site, one of {', '.join(sites)}")
-        return sites[0]
-    if wanted not in sites:
-        raise SiteError(f"{store} has no site '{wanted}'{nearest(wanted, sites)} (it holds {', '.join(sites)})")
-    return wanted
-
-
-def _load(job: ModelJob) -> "SubjectModel":
-    return _load_cached(job.model, job.dtype, job.device, job.revision)
-
-
-@lru_cache(maxsize=1)
-def _load_cached(model: str, dtype: str, device: str, revision: str | None) -> "SubjectModel":
-    """The width check and the training use the same model; load it once."""
-    from saelab.models.subject import load_model
-
-    return load_model(model, dtype=dtype, device=device, revision=revision)

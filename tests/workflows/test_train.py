@@ -96,3 +96,44 @@ def test_kill_minus_9_and_resume_gives_the_same_bits(made, tmp_path):
     logs = [(tmp_path / run / "sae/training.jsonl").read_text().splitlines() for run in ("whole", "killed")]
     strip = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in log] for log in logs]
     assert strip[0] == strip[1]
+
+
+def evaluated(folder, made, capsys):
+    capsys.readouterr()
+    assert saelab("eval", folder, "--text", made / "code.txt", "--max_tokens", 4000, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_end_to_end_fine_tuning_recovers_more_of_the_loss(made, tmp_path, capsys):
+    """On the embedded model: the SAE costs the model less than before, at the same number of features."""
+    start = made / "train" / "sae"
+    small = ["--training.tokens", 15000, "--training.batch_size", 512, "--training.lr", 3e-4]
+    assert saelab("train", "configs/end-to-end.yaml", "--start", start, *small, "--out", tmp_path / "e2e") == 0
+    before, after = evaluated(start, made, capsys), evaluated(tmp_path / "e2e" / "sae", made, capsys)
+    assert after["ce_recovered"] > before["ce_recovered"] + 0.2 * (1 - before["ce_recovered"])
+    assert after["kl_sae"] < 0.7 * before["kl_sae"]
+    assert (after["l0"], after["site"]) == (before["l0"], SITE)
+    provenance = load_meta(tmp_path / "e2e" / "sae")["provenance"]
+    assert provenance["start"] == str(start)
+    assert provenance["end_to_end"]["loss"] == "kl"
+    assert provenance["model_fingerprint"] == load_meta(start)["provenance"]["model_fingerprint"]
+
+
+def test_what_end_to_end_and_pairs_need(made, tmp_path, capsys):
+    command = [
+        "train",
+        "configs/end-to-end.yaml",
+        "--store",
+        made / "store",
+        "--sae.d_sae",
+        64,
+        "--out",
+        tmp_path / "x",
+    ]
+    assert saelab(*command) == 1
+    assert "runs the model" in capsys.readouterr().err
+    assert saelab("train", "configs/contrastive.yaml", "--store", made / "store", *out) == 1
+    assert "exactly one" in capsys.readouterr().err
+    command = ["train", "configs/relu.yaml", "--store", made / "store", "--sae.architecture", "contrastive"]
+    assert saelab(*command, "--site", SITE, *out) == 1
+    assert "is trained on pairs" in capsys.readouterr().err

@@ -14,6 +14,9 @@ from torch import Tensor
 from saelab.core.artifacts import output_error, read_json
 from saelab.core.errors import CorruptError, FormatError, MissingFileError
 
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+"""Suffixes of files that torch or pickle write."""
+
 
 def load_pickle(path: Path) -> dict[str, Any]:
     """Load a torch pickle of tensors and plain values with ``weights_only=True``; anything more is refused.

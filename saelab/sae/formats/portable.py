@@ -236,7 +236,7 @@ class Portable:
             kind = "topk"
         elif threshold is not None:
             kind = "jumprelu"
-        elif name == "relu":
+        elif name in ("relu", "contrastive"):
             kind = "relu"
         else:
             raise FormatError(f"no other library's format can hold the architecture '{name}'; save it with save_sae")

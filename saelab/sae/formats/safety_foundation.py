@@ -6,7 +6,7 @@ f = relu((x - tied_bias) encoder.weight.T + encoder.bias) ;  x_hat = f decoder.w
 from pathlib import Path
 
 from saelab.core.artifacts import read_safetensors
-from saelab.core.errors import FormatError, MissingFileError
+from saelab.core.errors import CorruptError, FormatError, MissingFileError
 from saelab.sae.formats.files import Weights, load_pickle
 from saelab.sae.formats.portable import Portable
 
@@ -17,7 +17,7 @@ def detect(path: Path) -> bool:
     """Return whether this looks like one of its files, or a folder with one."""
     try:
         return "tied_bias" in _weights(path)
-    except (FormatError, MissingFileError):
+    except (CorruptError, FormatError, MissingFileError):
         return False
 
 
