@@ -85,7 +85,7 @@ class CrossMoments:
 
     def update(self, x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> None:
         """Take in n pairs."""
-        for some_x, some_y in zip(x.detach().split(BLOCK), y.detach().split(BLOCK), strict=True):
+        for some_x, some_y in zip(torch.split(x.detach(), BLOCK), torch.split(y.detach(), BLOCK), strict=True):
             if not some_x.shape[0]:
                 continue
             dx, dy = some_x.to("cpu", torch.float64), some_y.to("cpu", torch.float64)

@@ -13,8 +13,6 @@ from saelab.core.config import Config
 from saelab.core.errors import ConfigError, FormatError, SiteError, StoreError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from saelab.activations.store import ActivationStore
     from saelab.analysis.dark_matter.result import DarkMatter
     from saelab.analysis.dark_matter.tokens import Tokens
@@ -106,8 +104,8 @@ class _Opened:
         main = _folders(job.sae)
         if len(main) > 1:
             raise ConfigError(
-                f"{job.sae} holds {len(main)} SAEs ({', '.join(p.name for p in main)}); give one of them as SAE and the "
-                "folder as --ladder"
+                f"{job.sae} holds {len(main)} SAEs ({', '.join(p.name for p in main)}); give one of them as SAE "
+                "and the folder as --ladder"
             )
         self.folders = _named([*main, *(p for given in job.ladder for p in _folders(given))])
         self.saes = {name: _load(path) for name, path in self.folders.items()}
@@ -140,7 +138,10 @@ class _Opened:
             self.training_store.d_in(self.site)
             if self.training_store.fingerprint == self.store.fingerprint:
                 self.training_store = None
-        self.model, self.rows = _model(job, self.store) if job.model_parts else (None, None)
+        self.model: Any = None
+        self.rows: Any = None
+        if job.model_parts:
+            self.model, self.rows = _model(job, self.store)
 
     def _check(self, name: str, path: Path, site: str) -> None:
         made_by = self.store.manifest["model"]

@@ -96,9 +96,20 @@ def measure(tokens: Tokens, site: str, saes: Mapping[str, Dictionary], seed: int
         mine = slice(k * d, (k + 1) * d)
         own = fit.select(y=mine)
         null = (shuffled[0].select(y=mine), shuffled[1].select(y=mine))
-        arrays = [np.zeros(tokens.n, np.float32) for _ in range(4)]
+        zeros = (np.zeros(tokens.n, np.float32) for _ in range(4))
         result[name] = Passes(
-            own, test.select(y=mine), null, own.fit(), *arrays, l0, active, fired, saes[name].W_dec.detach().cpu()
+            fit=own,
+            test=test.select(y=mine),
+            shuffled=null,
+            linear=own.fit(),
+            total=next(zeros),
+            linear_norm=next(zeros),
+            nonlinear=next(zeros),
+            centred=next(zeros),
+            l0=l0,
+            active=active,
+            fired=fired,
+            decoder=saes[name].W_dec.detach().cpu(),
         )
     return _second_pass(tokens, site, saes, result, generator)
 

@@ -112,7 +112,7 @@ def downstream(  # noqa: PLR0917
             for name, value in values.items():
                 logits = model.logits(part.tokens, replace={site: _put(value, part.where)})
                 sums[name].append(_summed(logits, part.tokens, scored))
-            bar.advance(part.index.numel())
+            bar.advance(part.places.numel())
     return _result({k: torch.cat(v).numpy() for k, v in sums.items()}, torch.cat(counts).numpy(), energy, chosen, seed)
 
 
@@ -140,7 +140,8 @@ def _put(value: Tensor, where: Tensor) -> Replace:
 def _summed(logits: Tensor, tokens: Tensor, scored: Tensor) -> Tensor:
     """Summed loss of the scored tokens of each row."""
     nats = losses(logits, tokens)
-    return torch.where(scored, nats, 0.0).double().sum(1)
+    total: Tensor = torch.where(scored, nats, 0.0).double().sum(1)
+    return total
 
 
 def _result(sums: dict[str, np.ndarray], counts: np.ndarray, energy: Tensor, chosen: Tokens, seed: int) -> Downstream:

@@ -107,7 +107,8 @@ class GaussianStream:
     def draw(self, n: int, step: int) -> Float[Tensor, "n d"]:
         """Return n vectors."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        return self.mean + torch.randn(n, self.d_in, generator=generator) @ self.root.T
+        drawn: Tensor = torch.randn(n, self.d_in, generator=generator) @ self.root.T
+        return self.mean + drawn
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end."""

@@ -122,8 +122,8 @@ def _downstream(r: "DarkMatter") -> Finding | None:
     return Finding(
         "nonlinear error does its share of the downstream harm",
         f"{d.harm_share_nonlinear:.1%} [{low:.1%}, {high:.1%}] of the harm, {d.norm_share_nonlinear:.1%} of the "
-        f"squared norm; CE {d.ce['clean']:.3f} clean, {d.ce['sae']:.3f} with x_hat, {d.ce['sae+linear']:.3f} with x_hat + l, "
-        f"{d.ce['sae+nonlinear']:.3f} with x_hat + eta",
+        f"squared norm; CE {d.ce['clean']:.3f} clean, {d.ce['sae']:.3f} with x_hat, {d.ce['sae+linear']:.3f} with "
+        f"x_hat + l, {d.ce['sae+nonlinear']:.3f} with x_hat + eta",
         f"harm of random directions of the norm of eta: {noise:.2f} of the SAE's, eta itself {d.harm_nonlinear:.2f}",
         "the share of the harm is within 15 points of the share of the norm",
         abs(d.harm_share_nonlinear - d.norm_share_nonlinear) <= 0.15,

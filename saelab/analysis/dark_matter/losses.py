@@ -26,7 +26,7 @@ class Contexts(NamedTuple):
     """False at BOS, padding and other special tokens."""
     where: Bool[Tensor, "b t"]
     """True at the chosen tokens."""
-    index: Int[Tensor, " n"]
+    places: Int[Tensor, " n"]
     """Places of the chosen tokens among all chosen ones, in the order of ``where``."""
     context: Int[Tensor, " b"]
     """Number of each row."""
@@ -34,8 +34,7 @@ class Contexts(NamedTuple):
 
 def contexts_of(rows: Rows, tokens: Tokens, rows_per_batch: int) -> Iterator[Contexts]:
     """Yield the rows of text that hold chosen tokens. Raises :class:`StoreError` when the text is another."""
-    wanted = tokens.context.unique()
-    first, last = int(wanted[0]), int(wanted[-1])
+    first, last = int(tokens.context[0]), int(tokens.context[-1])
     row = first
     batches = rows.batches(rows_per_batch, start_row=first)
     try:
@@ -90,7 +89,7 @@ def token_losses(model: Model, rows: Rows, tokens: Tokens, rows_per_batch: int) 
             at, before = torch.full_like(nats, torch.nan), torch.full_like(nats, torch.nan)
             at[:, :-1] = torch.where(part.keep[:, 1:], nats[:, 1:], torch.nan)
             before[:, 1:] = nats[:, 1:]
-            index = part.index.numpy()
+            index = part.places.numpy()
             found["loss"][index] = at[part.where].numpy()
             found["surprisal"][index] = before[part.where].numpy()
             bar.advance(len(index))

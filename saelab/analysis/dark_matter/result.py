@@ -149,7 +149,7 @@ def save_dark_matter(result: DarkMatter, folder: str | Path) -> Path:
     write_json(folder / RESULTS, result.to_dict())
     arrays = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in result.tokens.items()}
     write_safetensors(folder / TOKENS, arrays)
-    maps = {}
+    maps: dict[str, torch.Tensor] = {}
     for name, linear in result.maps.items():
         maps |= {f"{name}/weight": linear.weight, f"{name}/bias": linear.bias}
         maps[f"{name}/size"] = torch.tensor([linear.rank, linear.n])
@@ -174,7 +174,7 @@ def load_dark_matter(folder: str | Path) -> DarkMatter:
     hints = typing.get_type_hints(DarkMatter, globalns=_types())
     values = {name: _restored(hints[name], data[name], folder / RESULTS) for name in names}
     stored = read_safetensors(folder / MAPS)
-    maps = {}
+    maps: dict[str, LinearMap] = {}
     for name in values["saes"]:
         if f"{name}/weight" not in stored:
             raise CorruptError(f"{folder / MAPS} has no map of {name}; run it again")

@@ -69,7 +69,7 @@ class Tokens:
 
     def n_contexts(self, fit: bool) -> int:
         """Number of contexts of the fit, or of the test."""
-        return self.context[self.fit == fit].unique().numel()
+        return len(torch.unique(self.context[self.fit == fit]))
 
     def only(self, which: Bool[Tensor, " n"]) -> "Tokens":
         """Return some of the tokens."""
@@ -180,7 +180,7 @@ def choose(  # noqa: PLR0917
     """Split tokens by context and check that there are enough of them; see :func:`tokens_of_store`."""
     if not 0 < fit_share < 1:
         raise ConfigError(f"fit_share is {fit_share:g}, expected a share between 0 and 1, such as 0.5")
-    contexts = context.unique()
+    contexts: Tensor = torch.unique(context)
     if contexts.numel() < 2:
         raise StoreError(
             f"{name} has {index.numel()} tokens of {contexts.numel()} context to look at, but fit and test need "
