@@ -4,9 +4,9 @@ import numpy as np
 import shell
 import streamlit as st
 
-from saelab.analysis import figures
-from saelab.features.html import contexts_html, legend_html, weights_html
-from saelab.workflows.browse import MEANING, distinct_contexts, nearest_features, with_descriptions
+from saelab.features.html import bars_html, contexts_html, interval_html, legend_html, spread, weights_html
+from saelab.workflows.browse import MEANING, distinct_contexts, with_descriptions
+from saelab.workflows.directions import nearest_features
 
 opened = shell.opened()
 store = opened.store
@@ -82,12 +82,25 @@ if density > 0.1:
 if density == 0:
     st.info("Dead on this text: it never fires, so there are no activations to show.", icon=":material/block:")
 
+if said := opened.said.explanations(features=[i]):
+    for explanation in said:
+        st.markdown(f"{shell.plain(explanation.text)} :gray[{shell.plain(explanation.author)}]")
+if scores := opened.said.scores(features=[i], control=""):
+    titles = {score.scorer if score.author in ("", said and said[0].author) else f"{score.scorer} ({score.author})":
+              score for score in scores}  # fmt: skip
+    shell.metrics(
+        {
+            title: (f"{s.value:.3g}", f"{MEANING.get(s.scorer, '')} 95 %: {s.low:.3g} to {s.high:.3g}, n = {s.n:,}.")
+            for title, s in titles.items()
+        }
+    )
+
 side, main = st.columns([1, 2], gap="large")
 with side:
     if density > 0:
         st.subheader("Activations")
         logarithmic = st.toggle("logarithmic counts", value=True, key="log_counts")
-        shell.chart(figures.activation_histogram(store.histogram(i), logarithmic)[0], "histogram")
+        shell.html(bars_html(store.histogram(i), "activation", "tokens", logarithmic=logarithmic))
         st.caption(f"The nonzero activations; {density:.3%} of {store.n_kept:,} tokens.")
     st.subheader("What it writes")
     if "logit_top_ids" not in store.columns:
@@ -103,67 +116,72 @@ with side:
         if st.toggle("logit histogram", key="logit_histogram", help="Over the whole vocabulary; loads the model."):
             with shell.guarded():
                 weights = shell.live().logit_weights(i)
-            shell.chart(figures.logit_histogram(weights)[0], "logits")
+            if weights is not None:
+                shell.html(bars_html(spread(weights), "logit weight", "vocabulary tokens", logarithmic=True))
 
-with main:
-    top, across, related, text, written = st.tabs(["Top contexts", "Across the range", "Related", "Try text", "Notes"])
-    if density > 0:
-        with top:
-            length, how_many, once = st.columns([2, 1, 1.4], vertical_alignment="bottom")
-            width = length.select_slider("Tokens around the peak", [5, 10, 20, 40, 80, 160], 20, key="width")
-            n = how_many.selectbox("Contexts", [10, 20, 50, 100], index=1, key="n_contexts")
-            distinct = once.toggle("one per row of text", value=True, key="distinct")
-            contexts, repeated = distinct_contexts(
-                store, i, n, before=width, after=max(width // 2, 3), distinct_rows=distinct
-            )
-            shell.html(legend_html(maximum) + contexts_html(contexts, store.vocabulary, maximum))
-            more = f" {repeated} with the same text are left out." if repeated else ""
-            st.caption(f"Value at the underlined token, and row:position in the text.{more}")
-        with across:
-            by, samples = st.columns([2, 1], vertical_alignment="bottom")
-            kind = by.segmented_control(
-                "Intervals", ["value", "quantile"], default="value", key="interval_kind",
-                format_func={"value": "of equal width", "quantile": "of equal number"}.get,
-            )  # fmt: skip
-            each = samples.selectbox("Samples each", [3, 5, 10], index=1, key="per_interval")
-            shell.html(legend_html(maximum))
-            total = int(store.column("count")[i])
-            width = st.session_state.get("width", 20)
-            for part in store.interval_samples(i, 10, each, by=kind or "value", before=width, after=max(width // 2, 3)):
-                st.markdown(
-                    f"**{part.low:.3g} to {part.high:.3g}**: {part.count:,} activations, {part.count / total:.2%}"
-                )
-                if part.contexts:
-                    shell.html(contexts_html(part.contexts, store.vocabulary, maximum))
-    with related:
-        near, together = st.columns(2)
-        with near:
-            st.subheader("Nearest directions")
-            with shell.guarded():
-                frame = nearest_features(opened, i, 12)
-            shell.feature_table(frame, "near", column_config={"cosine": st.column_config.NumberColumn(format="%.3f")})
-        with together:
-            st.subheader("Active together")
-            frame = with_descriptions(opened, store.co_active(i, 12))
-            formats = {
-                "share": st.column_config.NumberColumn(format="percent", help="Of the tokens where this one fires."),
-                "lift": st.column_config.NumberColumn(format="%.1f", help="share / the other's own density"),
-                "jaccard": st.column_config.NumberColumn(format="%.3f", help="tokens with both / with either"),
-                "together": None,
-            }
-            shell.feature_table(frame, "together", column_config=formats)
-        st.caption("Click a cell to open that feature.")
-    with text:
-        with st.form("try", border=False):
-            typed_text = st.text_area(
-                "Text", key="try_text", placeholder="def read(path):\n    return open(path).read()"
-            )
-            go = st.form_submit_button("Show where it fires", icon=":material/play_arrow:")
-        if go:
-            with shell.guarded():
-                engine = shell.live()
-                shell.html(engine.feature_html(engine.read(typed_text), i, maximum or None))
-    with written, st.form("note", border=False):
+
+def top_contexts():
+    """Draw the strongest contexts."""
+    length, how_many, once = st.columns([2, 1, 1.4], vertical_alignment="bottom")
+    width = length.select_slider("Tokens around the peak", [5, 10, 20, 40, 80, 160], 20, key="width")
+    n = how_many.selectbox("Contexts", [10, 20, 50, 100], index=1, key="n_contexts")
+    distinct = once.toggle("one per row of text", value=True, key="distinct")
+    contexts, repeated = distinct_contexts(store, i, n, before=width, after=max(width // 2, 3), distinct_rows=distinct)
+    shell.html(legend_html(maximum) + contexts_html(contexts, store.vocabulary, maximum))
+    more = f" {repeated} with the same text are left out." if repeated else ""
+    st.caption(f"Value at the underlined token, and row:position in the text.{more}")
+
+
+def across_the_range():
+    """Draw samples from each part of the range."""
+    by, samples = st.columns([2, 1], vertical_alignment="bottom")
+    kind = by.segmented_control(
+        "Intervals", ["value", "quantile"], default="value", key="interval_kind",
+        format_func={"value": "of equal width", "quantile": "of equal number"}.get,
+    )  # fmt: skip
+    each = samples.selectbox("Samples each", [3, 5, 10], index=1, key="per_interval")
+    total = int(store.column("count")[i])
+    width = st.session_state.get("width", 20)
+    parts = store.interval_samples(i, 10, each, by=kind or "value", before=width, after=max(width // 2, 3))
+    body = [interval_html(p, total) + contexts_html(p.contexts, store.vocabulary, maximum) for p in parts]
+    shell.html(legend_html(maximum) + "".join(body))
+
+
+def related():
+    """Draw the tables of neighbours."""
+    near, together = st.columns(2)
+    with near:
+        st.subheader("Nearest directions")
+        with shell.guarded():
+            frame = nearest_features(opened, i, 12)
+        shell.feature_table(frame, "near", column_config={"cosine": st.column_config.NumberColumn(format="%.3f")})
+    with together:
+        st.subheader("Active together")
+        frame = with_descriptions(opened, store.co_active(i, 12))
+        formats = {
+            "share": st.column_config.NumberColumn(format="percent", help="Of the tokens where this one fires."),
+            "lift": st.column_config.NumberColumn(format="%.1f", help="share / the other's own density"),
+            "jaccard": st.column_config.NumberColumn(format="%.3f", help="tokens with both / with either"),
+            "together": None,
+        }
+        shell.feature_table(frame, "together", column_config=formats)
+    st.caption("Click a cell to open that feature.")
+
+
+def try_text():
+    """Ask for a text and draw the feature in it."""
+    with st.form("try", border=False):
+        typed_text = st.text_area("Text", key="try_text", placeholder="def read(path):\n    return open(path).read()")
+        go = st.form_submit_button("Show where it fires", icon=":material/play_arrow:")
+    if go:
+        with shell.guarded():
+            engine = shell.live()
+            shell.html(engine.feature_html(engine.read(typed_text), i, maximum or None))
+
+
+def written():
+    """Ask for a label and a note."""
+    with st.form("note", border=False):
         label = st.text_input("Label", note.label, key=f"label_{i}", max_chars=200, placeholder="a few words")
         words = st.text_area("Note", note.note, key=f"note_{i}", max_chars=10_000)
         if st.form_submit_button("Save", icon=":material/save:", type="primary"):
@@ -171,6 +189,22 @@ with main:
                 opened.notes.save(i, label=label, note=words, star=note.star)
             st.rerun()
         st.caption(shell.plain(f"Saved {note.changed}." if note.changed else f"Kept in {opened.notes.path}."))
+
+
+PANES = {
+    "Top contexts": top_contexts,
+    "Across the range": across_the_range,
+    "Related": related,
+    "Try text": try_text,
+    "Notes": written,
+}
+names = [name for name in PANES if density > 0 or name not in ("Top contexts", "Across the range")]
+with main:
+    # Only the open tab is drawn: what is not looked at costs nothing.
+    for name, tab in zip(names, st.tabs(names, key="pane", on_change="rerun"), strict=True):
+        if tab.open:
+            with tab:
+                PANES[name]()
 if st.button("Steer with this feature", icon=":material/tune:", key="to_steer"):
     st.session_state.steer_with = (i, maximum)
     st.switch_page(shell.STEER_PAGE)

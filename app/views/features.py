@@ -1,12 +1,16 @@
 """Features: the table of all of them, searched, filtered, sorted, a page at a time, and exported."""
 
+import numpy as np
 import shell
 import streamlit as st
 
+from saelab.core.errors import ConfigError
 from saelab.features.table import Query, Range, choose, export, page, sortable
-from saelab.workflows.browse import MEANING
+from saelab.workflows.browse import MEANING, SCORES, stamp
+from saelab.workflows.directions import cosines, feature_direction, token_direction
 
 SHOWN = ["density", "max", "mean", "rows", "token_entropy", "top_token_share", "nearest_cosine"]
+KINDS = {"feature": "a feature's decoder", "unembedding": "a token's unembedding", "embedding": "a token's embedding"}
 FORMATS = {
     "density": "%.4g%%",
     "count": "%d",
@@ -36,10 +40,41 @@ def columns(names):
     return shown
 
 
+@st.cache_resource(max_entries=16, show_spinner="Comparing directions …")
+def cosine_column(sae, changed, kind, what):
+    """Return the name and the numbers of a column: the cosine of every decoder row with a named direction."""
+    if kind == "feature":
+        if not what.strip().isdecimal():
+            raise ConfigError(f"'{what}' is not the number of a feature; give one, such as 12")
+        named = feature_direction(sae, int(what))
+    else:
+        named = token_direction(shell.live(), what, kind)
+    return named.name, cosines(sae, named.vector)
+
+
+def direction():
+    """Ask for a direction; return it as further columns of the table."""
+    sae = opened.place.sae
+    if sae is None:
+        st.caption("Cosines need the SAE folder, which was not found beside this store.")
+        return {}
+    to, what = st.columns([1, 2], vertical_alignment="bottom")
+    kind = to.selectbox("Cosine to", list(KINDS), format_func=KINDS.get, key="direction_kind")
+    help_text = "A feature's number, or a token exactly as it is, with its space; a token needs the model, loaded once."
+    text = what.text_input("which", key="direction", placeholder="12" if kind == "feature" else " def", help=help_text)
+    if not text:
+        return {}
+    with shell.guarded():
+        name, values = cosine_column(sae, stamp(sae), kind, text)
+    return {name: values}
+
+
 st.title("Features")
 opened = shell.opened()
 store = opened.store
-names = sortable(store)
+with st.expander("Compare with a direction", icon=":material/explore:"):
+    extra = direction()
+names = sortable(store, extra)
 with shell.guarded():
     notes = opened.notes.all()
 
@@ -66,23 +101,23 @@ with st.expander("Filter by columns, choose columns"):
     filtered = st.multiselect("Filter by", names, key="filtered", format_func=lambda n: n.replace("_", " "))
     ranges = []
     for name in filtered:
-        values = store.column(name)
+        values = extra[name] if name in extra else store.column(name)
         title, low, high = st.columns([2, 2, 2], vertical_alignment="center")
-        title.markdown(f"**{name.replace('_', ' ')}**  \n{MEANING.get(name, '')}")
-        least, most = float(values.min()), float(values.max())
+        title.markdown(f"**{shell.plain(name.replace('_', ' '))}**  \n{shell.plain(MEANING.get(name, ''))}")
+        least, most = float(np.nanmin(values)), float(np.nanmax(values))
         bounds = (
             low.number_input("at least", value=None, placeholder=f"{least:.4g}", format="%g", key=f"low_{name}"),
             high.number_input("at most", value=None, placeholder=f"{most:.4g}", format="%g", key=f"high_{name}"),
         )
         ranges.append(Range(name, *bounds))
-    default = [name for name in SHOWN if name in names]
+    default = [*extra, *(name for name in names if name in SCORES or name in SHOWN)]
     visible = st.multiselect(
         "Columns", names, default=default, key="columns", format_func=lambda n: n.replace("_", " ")
     )
 
 query = Query(text, tuple(ranges), bool(starred), sort_by, bool(descending))
 with shell.guarded():
-    found = choose(store, query, notes)
+    found = choose(store, query, notes, extra)
 st.session_state.walk = found
 
 if not len(found):
@@ -104,7 +139,7 @@ count.caption(
 for cell, form in ((csv, "csv"), (jsonl, "jsonl")):
     cell.download_button(
         form.upper(),
-        data=lambda form=form: b"".join(export(store, found, notes, form)),
+        data=lambda form=form: b"".join(export(store, found, notes, form, extra)),
         file_name=f"features.{form}",
         mime="text/csv" if form == "csv" else "application/x-ndjson",
         icon=":material/download:",
@@ -113,7 +148,7 @@ for cell, form in ((csv, "csv"), (jsonl, "jsonl")):
         key=f"export_{form}",
         width="stretch",
     )
-frame = page(store, part, visible, notes)
+frame = page(store, part, visible, notes, extra)
 if "density" in frame:
     frame["density"] *= 100
 shell.feature_table(frame, "table", column_config=columns([*names]), height=min(36 * (len(frame) + 1), 900))

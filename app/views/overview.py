@@ -5,16 +5,78 @@ import shell
 import streamlit as st
 
 from saelab.analysis import figures
-from saelab.workflows.browse import METRICS, card, decoder_plane, load_evaluation_of, stamp
+from saelab.features.table import sortable
+from saelab.workflows.browse import MEANING, METRICS, card, load_evaluation_of, stamp
+from saelab.workflows.directions import decoder_plane, keep_map, load_map, tsne_map
 from saelab.workflows.runs import read_log
 
-COLOURS = {"density": "log10 density", "max": "max activation", "token_entropy": "token entropy (nats)"}
+NUMBERS_OF_THINGS = ("nearest", "top_token", "dead")
 
 
-@st.cache_data(max_entries=4, show_spinner="Projecting the decoder …")
+@st.cache_resource(max_entries=4, show_spinner="Projecting the decoder …")
 def plane(sae, changed):
     """Return the directions on a plane; ``changed`` makes a new SAE in the same folder count as another."""
     return decoder_plane(sae)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def layout(sae, changed, _store):
+    """Return the t-SNE map: the kept one, else made now and kept."""
+    found = load_map(_store)
+    if found is None:
+        with st.spinner("Laying the directions out by t-SNE; this happens once and takes up to a minute …"):
+            found = tsne_map(sae, _store)
+        keep_map(_store, found)
+    return found
+
+
+def colouring(store, name):
+    """Return a column's values for colour and what the scale is called; those over many decades as log10."""
+    values = np.asarray(store.column(name), np.float64)
+    title = name.replace("_", " ")
+    positive = values[values > 0]
+    if (
+        len(positive)
+        and float(positive.max() / np.quantile(positive, 0.01)) > 100
+        and not (values[np.isfinite(values)] < 0).any()
+    ):
+        return np.log10(np.maximum(values, float(positive.min()) / 2)), f"log10 {title}"
+    return values, title
+
+
+@st.fragment
+def directions_map(place, store):
+    """Draw the map of the directions; changing it draws nothing else anew."""
+    how, by = st.columns([1, 1.4], vertical_alignment="bottom")
+    method = how.segmented_control(
+        "Map", ["PCA", "t-SNE"], default="PCA", required=True, key="map_method",
+        help="PCA: the two main axes. t-SNE: neighbours lie together; distances between groups mean little.",
+    )  # fmt: skip
+    names = [name for name in sortable(store) if name not in NUMBERS_OF_THINGS]
+    name = by.selectbox(
+        "Colour", names, index=names.index("density"), key="hue", format_func=lambda n: n.replace("_", " ")
+    )
+    with shell.guarded():
+        changed = stamp(place.sae)
+        found = plane(place.sae, changed) if method == "PCA" else layout(place.sae, changed, store)
+    colour, title = colouring(store, name)
+    names = ("axis 1", "axis 2") if method == "PCA" else ("t-SNE 1", "t-SNE 2")
+    figure, drawn = figures.feature_scatter(
+        found.points[:, 0],
+        found.points[:, 1],
+        x_title=names[0],
+        y_title=names[1],
+        colour=colour[found.features],
+        colour_title=title,
+        features=found.features,
+        equal=True,
+    )
+    shell.chart(figure, "map", clickable=True)
+    what = "on their two main axes" if method == "PCA" else "laid out by t-SNE (live features only)"
+    st.caption(
+        shell.plain(f"Unit decoder directions {what}; {len(drawn):,} of {store.n_features:,} drawn. ")
+        + shell.plain(f"Colour: {MEANING.get(name, title)} Click a point to open its feature.")
+    )
 
 
 place = shell.place()
@@ -86,29 +148,7 @@ with right:
     if place.sae is None or store is None:
         st.caption("Needs the SAE folder beside its feature store.")
     else:
-        name = st.segmented_control(
-            "Colour", list(COLOURS), default="density", format_func=COLOURS.get, label_visibility="collapsed", key="hue"
-        )
-        name = name or "density"
-        colour = np.asarray(store.column(name), np.float64)
-        if name == "density":
-            colour = np.log10(np.maximum(colour, 0.5 / store.n_kept))
-        with shell.guarded():
-            points = plane(place.sae, stamp(place.sae))
-        figure, drawn = figures.feature_scatter(
-            points[:, 0],
-            points[:, 1],
-            x_title="axis 1",
-            y_title="axis 2",
-            colour=colour,
-            colour_title=COLOURS[name],
-            equal=True,
-        )
-        shell.chart(figure, "map", clickable=True)
-        st.caption(
-            f"Unit decoder directions on their two main axes (PCA); {len(drawn):,} of {len(points):,} drawn. "
-            "Click a point to open its feature."
-        )
+        directions_map(place, store)
 
 st.subheader("What it is")
 rows = {"what": list(about), "value": [shell.plain(value) for value in about.values()]}

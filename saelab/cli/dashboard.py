@@ -21,7 +21,7 @@ from saelab.cli.options import json_option
 )
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def command(
-    feature: tuple[int, ...], path: str, store: str, contexts: int, intervals: int, force: bool, as_json: bool
+    feature: tuple[int, ...], path: str, store: str, *, contexts: int, intervals: int, force: bool, as_json: bool
 ) -> None:
     """Write one HTML file."""
     from pathlib import Path

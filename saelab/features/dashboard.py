@@ -14,7 +14,7 @@ from saelab import __version__
 from saelab.core.artifacts import atomic_writer
 from saelab.core.errors import ConfigError, StoreError
 from saelab.features.explanations import Explanations, Score
-from saelab.features.html import CSS, bars_html, contexts_html, legend_html, weights_html
+from saelab.features.html import CSS, bars_html, contexts_html, interval_html, legend_html, weights_html
 from saelab.features.notes import Note, Notes
 from saelab.features.store import FeatureStore, open_features
 from saelab.features.table import quoted
@@ -125,7 +125,9 @@ def dashboard(store: FeatureStore, features: Sequence[int], panes: Panes | None 
             raise StoreError(f"feature {i} does not exist; {store.path} holds features 0 to {store.n_features - 1}")
     notes, said = Notes(store).all(), Explanations(store)
     shown = frozenset(features)
-    sections = [_section(store, i, panes or Panes(), notes.get(i, Note()), said, shown) for i in features]
+    sections = [
+        _section(store, i, panes or Panes(), note=notes.get(i, Note()), said=said, others=shown) for i in features
+    ]
     about = store.manifest
     foot = (
         f"{about['sae']} SAE of {about['model']} at {about['site']}: {store.n_features:,} features on "
@@ -141,7 +143,9 @@ def dashboard(store: FeatureStore, features: Sequence[int], panes: Panes | None 
     return Dashboard(f"{title} of {about['model']} at {about['site']}", body)
 
 
-def _section(store: FeatureStore, i: int, panes: Panes, note: Note, said: Explanations, others: frozenset[int]) -> str:
+def _section(
+    store: FeatureStore, i: int, panes: Panes, *, note: Note, said: Explanations, others: frozenset[int]
+) -> str:
     maximum = float(store.column("max")[i])
     head = f"<h2>Feature {i}{' ★' if note.star else ''}</h2>"
     head += f"<p>{escape(note.label)}</p>" if note.label else ""
@@ -216,8 +220,7 @@ def _range(store: FeatureStore, i: int, panes: Panes, maximum: float) -> str:
     total = int(store.column("count")[i])
     options = {"by": "value", "before": panes.before, "after": panes.after}
     parts = [
-        f"<p><b>{part.low:.3g} to {part.high:.3g}</b>: {part.count:,} activations, {part.count / total:.2%}</p>"
-        + contexts_html(part.contexts, store.vocabulary, maximum)
+        interval_html(part, total) + contexts_html(part.contexts, store.vocabulary, maximum)
         for part in store.interval_samples(i, panes.intervals, panes.per_interval, **options)
     ]
     return f"<details><summary>Across the range</summary>{''.join(parts)}</details>"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saelab.core.counts import HistogramResult
-from saelab.features.query import Context
+from saelab.features.query import Context, Interval
 from saelab.features.render import visible
 from saelab.features.vocabulary import Vocabulary
 
@@ -212,3 +212,17 @@ def bars_html(result: HistogramResult, x_title: str, unit: str, *, logarithmic: 
         f'<div class="sl">{top}<div class="g" role="img" aria-label="{about}">{"".join(bars)}</div>'
         f'<div class="a">{axis}</div></div>'
     )
+
+
+def interval_html(part: Interval, total: int) -> str:
+    """Return the heading of a part of a feature's range; ``total`` counts all its activations."""
+    return (
+        f'<div class="sl"><div class="h"><b>{part.low:.3g} to {part.high:.3g}</b>: {part.count:,} activations, '
+        f"{part.count / max(total, 1):.2%}</div></div>"
+    )
+
+
+def spread(values: np.ndarray, bins: int = 50) -> HistogramResult:
+    """Return the histogram of some numbers between the least and the largest of them."""
+    counts, edges = np.histogram(np.asarray(values, np.float64), bins)
+    return HistogramResult(edges.astype(np.float64), counts.astype(np.int64), 0, 0)

@@ -14,7 +14,7 @@ import numpy as np
 
 from saelab.core.artifacts import MANIFEST, read_json, read_manifest
 from saelab.core.errors import ConfigError, CorruptError, MissingFileError, SaelabError
-from saelab.features.explanations import attach_explanations
+from saelab.features.explanations import Explanations, attach_explanations
 from saelab.features.notes import Notes
 from saelab.features.store import KIND, FeatureStore, open_features
 from saelab.features.table import quoted
@@ -32,7 +32,21 @@ MOST_FOLDERS = 5000
 """Folders looked into in all; a home directory given by mistake ends soon."""
 LOG = "training.jsonl"
 
+SCORES = {
+    "detection": "Does it tell windows where the feature fires from others? Balanced accuracy, chance 0.5.",
+    "fuzzing": "Does it tell right from wrong highlighted tokens? Balanced accuracy, chance 0.5.",
+    "intruder": "Is the odd window found among those that fire? Accuracy; needs no explanation.",
+    "embedding": "AUC of similarity between explanation and window, firing against not; chance 0.5.",
+    "example_embedding": "AUC: are held-out firing windows more like other firing windows? Needs no explanation.",
+    "surprisal": "AUC of how much the explanation lowers a language model's loss on windows; chance 0.5.",
+    "simulation": "Correlation of simulated with true activations.",
+    "intervention": "What steering the feature adds to log p(explanation), nats per token; chance 0.",
+    "surface": "AUC of a classifier on characters alone, trained for this feature: what the surface gives away.",
+}
+"""What the scores of explanations mean."""
+
 MEANING = {
+    **SCORES,
     "count": "Tokens on which the feature fires.",
     "density": "Share of the encoded tokens on which the feature fires.",
     "dead": "Never fires on this text.",
@@ -52,15 +66,6 @@ MEANING = {
     "encoder_decoder_cosine": "Cosine between the direction it reads and the one it writes.",
     "nearest": "The feature with the closest decoder direction.",
     "nearest_cosine": "Cosine of the decoder directions of the feature and its nearest one.",
-    "detection": "Does it tell windows where the feature fires from others? Balanced accuracy, chance 0.5.",
-    "fuzzing": "Does it tell right from wrong highlighted tokens? Balanced accuracy, chance 0.5.",
-    "intruder": "Is the odd window found among those that fire? Accuracy; needs no explanation.",
-    "embedding": "AUC of similarity between explanation and window, firing against not; chance 0.5.",
-    "example_embedding": "AUC: are held-out firing windows more like other firing windows? Needs no explanation.",
-    "surprisal": "AUC of how much the explanation lowers a language model's loss on windows; chance 0.5.",
-    "simulation": "Correlation of simulated with true activations.",
-    "intervention": "What steering the feature adds to log p(explanation), nats per token; chance 0.",
-    "surface": "AUC of a classifier on characters alone, trained for this feature: what the surface gives away.",
 }
 """What the columns of a store mean."""
 
@@ -117,6 +122,8 @@ class Opened:
     """Where everything is."""
     store: FeatureStore
     """The feature store."""
+    said: Explanations
+    """Explanations of its features, and their scores."""
     notes: Notes
     """Stars, labels and notes on its features."""
 
@@ -270,7 +277,7 @@ def open_place(place: Place) -> Opened:
     assert place.store is not None, "a place without a store has no features"
     store = open_features(place.store)
     attach_explanations(store)
-    return Opened(place, store, Notes(store))
+    return Opened(place, store, Explanations(store), Notes(store))
 
 
 def stamp(folder: Path) -> int:

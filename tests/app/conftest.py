@@ -27,7 +27,7 @@ def open_app(monkeypatch):
     st.cache_resource.clear()
     st.cache_data.clear()
 
-    def start(*paths, page=None, query=None):
+    def start(*paths, page=None, query=None, pane=None):
         monkeypatch.setattr(sys, "argv", ["main.py", *map(str, paths)])
         app = AppTest.from_file(str(APP / "main.py"), default_timeout=120)
         app.query_params.update(query or {})
@@ -36,6 +36,8 @@ def open_app(monkeypatch):
         if page is not None:
             app.switch_page(f"views/{page}.py")
             app.query_params.update(query or {})
+            if pane is not None:
+                app.session_state["pane"] = pane
             app.run()
             check(app)
         return app

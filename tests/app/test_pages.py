@@ -87,7 +87,7 @@ def test_next_follows_the_selection(made, open_app):
 
 def test_notes_are_saved_beside_the_store_and_shown_again(made, open_app, tmp_path):
     shutil.copytree(made / "features", tmp_path / "features")
-    app = open_app(tmp_path / "features", page="feature", query={"feature": "3"})
+    app = open_app(tmp_path / "features", page="feature", query={"feature": "3"}, pane="Notes")
     app.text_input(key="label_3").set_value("returns <b>self</b>")
     app.text_area(key="note_3").set_value("seen twice")
     next(b for b in app.button if b.label == "Save").click()
@@ -98,7 +98,7 @@ def test_notes_are_saved_beside_the_store_and_shown_again(made, open_app, tmp_pa
     assert sae == open_features(tmp_path / "features").manifest["sae_fingerprint"]
     assert notes["3"]["label"] == "returns <b>self</b>"
     assert notes["3"]["star"] is True
-    again = open_app(tmp_path / "features", page="feature", query={"feature": "3"})
+    again = open_app(tmp_path / "features", page="feature", query={"feature": "3"}, pane="Notes")
     assert again.text_input(key="label_3").value == "returns <b>self</b>"
     assert "returns <b>self</b>" in text_of(again)
     assert again.button(key="star").label == "★"
@@ -196,7 +196,7 @@ def test_half_written_and_corrupt_stores_are_one_line(made, open_app, tmp_path):
 def test_corrupt_notes_are_one_line(made, open_app, tmp_path):
     shutil.copytree(made / "features", tmp_path / "features")
     (tmp_path / "features.notes.json").write_text("{}")
-    said = text_of(open_app(tmp_path / "features", page="feature", query={"feature": "3"}))
+    said = text_of(open_app(tmp_path / "features", page="feature", query={"feature": "3"}, pane="Notes"))
     assert "does not hold notes on features" in said
 
 

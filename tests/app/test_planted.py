@@ -25,8 +25,8 @@ def test_planted_numbers(planted, open_app):
     assert metrics["density"] == f"{10 / 110:.3%}"
     assert (metrics["tokens"], metrics["max"], metrics["mean"], metrics["rows"]) == ("10", "10", "5.5", "10")
     assert float(metrics["entropy"]) == 0
-    said = text_of(app)
-    shares = re.findall(r"\*\*([\d.]+) to ([\d.]+)\*\*: (\d+) activations, ([\d.]+)%", said)
+    across = html_of(open_app(planted, page="feature", query={"feature": "1"}, pane="Across the range"))
+    shares = re.findall(r"<b>([\d.]+) to ([\d.]+)</b>: (\d+) activations, ([\d.]+)%", across)
     assert len(shares) == 10
     assert sum(int(count) for _, _, count, _ in shares) == 10
     assert sum(float(share) for *_, share in shares) == pytest.approx(100)
