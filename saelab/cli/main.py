@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "Explain a store's features, score the explanations beside controls, export and import them.",
     "app": "Open the feature browser on a run, a feature store or an SAE.",
     "dashboard": "Write the dashboards of some features as one HTML file that needs nothing else.",
+    "circuits": "Find which heads, edges and features do a task, and check it by ablation.",
     "show": "Describe a folder that saelab wrote; --feature shows one feature's top contexts.",
     "sites": "List the sites of a model.",
     "verify": "Read every file of a store and check it against its checksums.",

@@ -1,0 +1,151 @@
+"""Commands of ``saelab circuits`` about heads and edges."""
+
+import json
+from typing import Any
+
+import click
+
+from saelab.cli.options import config_command, force_option, json_option, out_option
+from saelab.workflows.circuits import CompareJob, FindJob, HeadsJob, run_compare, run_find, run_heads
+
+
+def _table(title: str, frame: Any) -> Any:
+    from rich.table import Table
+
+    from saelab.cli.console import format_value
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in frame.columns:
+        numeric = frame[name].dtype.kind in "fiu"
+        table.add_column(str(name).replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
+    for row in frame.itertuples(index=False):
+        table.add_row(*("-" if value != value else format_value(value) for value in row))
+    return table
+
+
+def _heads(job: HeadsJob, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        found = run_heads(job)
+    frame, pairs = found.to_frame(), found.edge_frame(10)
+    if as_json:
+        heads, edges = frame.to_dict("records"), pairs.to_dict("records")
+        click.echo(json.dumps({"config": job.model_dump(), "seconds": found.seconds, "heads": heads, "edges": edges}))
+        return
+    console.out.print(_table(f"{job.task} on {job.model}: {found.n_prompts} prompts, {found.seconds:.1f} s", frame))
+    console.out.print("z: codes on positives only, above relabelled prompts, in their spread", style="dim")
+    console.out.print(_table("pairs of heads", pairs))
+
+
+def _compare(job: CompareJob, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        found = run_compare(job)
+    if as_json:
+        click.echo(json.dumps(_finite(found.to_dict())))
+        return
+    console.out.print(_table(f"{found.task} on {found.model} (accuracy {found.accuracy:.0%})", found.to_frame()))
+    setting = found.setting
+    console.out.print(
+        f"metric {setting.metric}, ablation {setting.ablation}, positions {setting.positions}; {found.n_train} prompts, "
+        f"judged on {found.n_heldout} held-out ones; faithfulness at {found.fraction:.0%} of edges",
+        style="dim",
+    )
+    console.out.print(
+        f"truth: {found.truth} ({found.n_true_edges} of {found.n_edges} edges, {found.n_true_nodes} heads and MLPs)",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        circuit = run_find(job, out, force=force)
+    if as_json:
+        click.echo(json.dumps(_finite(circuit.to_dict())))
+        return
+    random = circuit.random_faithfulness
+    console.out.print(
+        console.key_value_table(
+            f"{circuit.task} on {circuit.model}: circuit by {circuit.method}",
+            {
+                "edges": f"{circuit.n_edges} of {circuit.graph.n_edges} ({circuit.share:.1%})",
+                "heads": " ".join(circuit.heads) or "none",
+                "MLPs": " ".join(circuit.mlps) or "none",
+                "faithfulness": circuit.faithfulness,
+                "on its own prompts": circuit.faithfulness_train,
+                "without it": circuit.completeness,
+                "random circuits": f"{sum(random) / len(random):.3f} mean, {max(random):.3f} best of {len(random)}",
+            },
+            {
+                "faithfulness": f"on {circuit.n_heldout} held-out prompts: 1 the whole model, 0 every edge removed",
+                "without it": "faithfulness of all other edges, held-out prompts",
+                "random circuits": "as many edges",
+            },
+        )
+    )
+    console.out.print(_table("edges", circuit.to_frame().head(20)))
+    if out is not None:
+        console.say(f"{out}: circuit.json, report.html")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and data != data else data
+
+
+heads_command = config_command("heads", HeadsJob, _heads, extra=[json_option()], help_text="Score heads by SAE codes.")
+compare_command = config_command(
+    "compare", CompareJob, _compare, extra=[json_option()], help_text="Run all circuit methods on one task and model."
+)
+find_command = config_command(
+    "find",
+    FindJob,
+    _find,
+    extra=[
+        click.Option(["--out"], metavar="DIR", help="Write the circuit and its report to this folder."),
+        force_option(),
+        json_option(),
+    ],
+    help_text="Find the smallest circuit that is faithful, and judge it on held-out prompts.",
+)
+
+
+@click.command("tasks", help="List the tasks and the models whose circuits are known.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def tasks_command(as_json: bool) -> None:
+    """List tasks."""
+    from saelab.analysis.circuits.tasks import load_task, task_names
+    from saelab.analysis.circuits.truth import truth_names, truth_spec
+    from saelab.cli import console
+
+    tasks = [load_task(name) for name in task_names()]
+    if as_json:
+        known = {name: truth_spec(name).model_dump() for name in truth_names()}
+        click.echo(json.dumps({"tasks": [task.model_dump() for task in tasks], "truth": known}))
+        return
+    for task in tasks:
+        known_for = f" Known circuit: {truth_spec(task.truth).model}." if task.truth else ""
+        console.out.print(f"[cyan]{task.name:<13}[/cyan] {' '.join(task.about.split())}{known_for}", soft_wrap=True)
+
+
+@click.command("models", help="Write the models whose circuits are known to OUT/NAME, as folders that --model takes.")
+def models_command(out: str) -> None:
+    """Write the hand-set models."""
+    from pathlib import Path
+
+    from saelab.analysis.circuits.known import KNOWN, write_known
+    from saelab.cli import console
+
+    for name in KNOWN:
+        console.say(f"{write_known(name, Path(out) / name)}")
+
+
+models_command.params.append(out_option("Folder for the model folders."))
