@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "Measure an SAE on held-out text: FVU, L0, CE recovered, dead features.",
     "compare": "Match the features of two SAEs: one-to-one, one-to-many, clusters, split and novel ones.",
     "dark-matter": "Split an SAE's error into a linear and a nonlinear part, and study both: one HTML report.",
+    "lazy-neurons": "How few of a model's neurons are active per token, beside an SAE at equal L0.",
     "build": "Build the feature store: every feature's activations on a text.",
     "explain": "Explain a store's features, score the explanations beside controls, export and import them.",
     "app": "Open the feature browser on a run, a feature store or an SAE.",
@@ -41,6 +42,7 @@ PLACES = {
     "export": ("import_sae", "export_command"),
     "sparsity-curve": ("sparsify", "curve_command"),
     "dark-matter": ("dark_matter", "command"),
+    "lazy-neurons": ("lazy_neurons", "command"),
 }
 
 

@@ -125,7 +125,8 @@ def _whole_contexts(tokens: Tokens, max_tokens: int) -> Tokens:
 
 def _noise_like(error: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(error.shape, generator=generator)
-    return noise * (error.norm(dim=1) / noise.norm(dim=1))[:, None]
+    scale: Tensor = error.norm(dim=1) / noise.norm(dim=1)
+    return noise * scale[:, None]
 
 
 def _put(value: Tensor, where: Tensor) -> Replace:

@@ -4,10 +4,9 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from saelab.analysis.dark_matter.figures import figures
+from saelab.analysis.html import page, table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from saelab.analysis.dark_matter.result import DarkMatter
 
 SECTIONS: dict[str, tuple[str, str]] = {
@@ -64,24 +63,13 @@ SECTIONS: dict[str, tuple[str, str]] = {
     ),
 }
 TABLES = ("token_scaling", "pursuit", "earlier", "error_saes", "downstream")
-STYLE = """
-:root{color-scheme:light dark}
-body{font:15px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430;background:#fff}
-h1{font-size:1.5rem;margin-bottom:.2rem} h2{font-size:1.1rem;margin-top:2.4rem} p{max-width:48rem} small{opacity:.75}
-table{border-collapse:collapse;font-size:.82rem;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .6rem;border-bottom:1px solid #8884;text-align:left;vertical-align:top} th{white-space:nowrap}
-.yes{color:#00734f;font-weight:600}.no{color:#b34700;font-weight:600}
-.note{border-left:3px solid #e69f00;padding-left:.7rem}
-"""
 
 
 def report_html(result: "DarkMatter") -> str:
     """Return the report as one HTML page."""
-    from plotly.offline import get_plotlyjs
-
     d = result.decomposition
     head = (
-        f"<h1>Dark matter of {escape(result.main)}</h1><p>{escape(result.site)} of {escape(result.model)} on "
+        f"<p>{escape(result.site)} of {escape(result.model)} on "
         f"{escape(result.text)}; {d.n_fit:,} tokens of {d.contexts_fit:,} contexts fitted, {d.n_test:,} of "
         f"{d.contexts_test:,} others tested. e = x - x_hat, l its linear part, eta = e - l.</p>"
     )
@@ -99,13 +87,9 @@ def report_html(result: "DarkMatter") -> str:
         body.append(f"<h2>{escape(title)}</h2><p>{escape(text)}</p>")
         body.append(figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=f"f-{name}"))
         if name in TABLES:
-            body.append(_table(tables[name]))
-    body.append("<h2>Every SAE</h2>" + _table(result.to_frame().set_index("name").T.reset_index(names="")))
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>Dark matter of {escape(result.main)}</title><style>{STYLE}</style>'
-        f"<script>{get_plotlyjs()}</script></head><body>{''.join(body)}</body></html>"
-    )
+            body.append(table(tables[name]))
+    body.append("<h2>Every SAE</h2>" + table(result.to_frame().set_index("name").T.reset_index(names="")))
+    return page(f"Dark matter of {result.main}", "".join(body))
 
 
 def _findings(result: "DarkMatter") -> str:
@@ -119,16 +103,3 @@ def _findings(result: "DarkMatter") -> str:
         )
     head = "".join(f"<th>{name}</th>" for name in ("claim", "here", "measured", "controls", "holds when"))
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _table(frame: "pd.DataFrame") -> str:
-    head = "".join(f"<th>{escape(str(column))}</th>" for column in frame.columns)
-    rows = [
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>"
-        for row in frame.itertuples(index=False)
-    ]
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
