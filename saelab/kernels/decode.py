@@ -42,7 +42,7 @@ def decode_and_block(
     """Like :func:`decode`, and beside it ``block_values @ w_dec[block]`` (no bias) from the same backward pass."""
     if use_sparse(impl):
         out, blocked = _SparseDecode.apply(  # type: ignore[no-untyped-call]
-            code.values, w_dec, code.indices, code.offsets, block, block_values
+            code.values, w_dec, code.indices, code.offsets, block, block_values, impl
         )
     else:
         out, blocked = code.to_dense() @ w_dec, block_values @ w_dec[block]
@@ -59,10 +59,12 @@ class _SparseDecode(torch.autograd.Function):
         offsets: Tensor,
         block: Tensor,
         block_values: Tensor,
+        impl: Impl,
     ) -> tuple[Tensor, Tensor]:
+        ctx.impl = impl
         ctx.save_for_backward(values, w_dec, indices, offsets, block, block_values)
         ctx.set_materialize_grads(False)
-        return bag_sum(w_dec, indices, offsets, values), block_values @ w_dec[block]
+        return bag_sum(w_dec, indices, offsets, values, impl), block_values @ w_dec[block]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -73,15 +75,15 @@ class _SparseDecode(torch.autograd.Function):
         groups = group_by(indices, w_dec.shape[0])
         dvalues = dw = dblock = None
         if needs_values and g is not None:
-            dvalues = entry_dots(g, w_dec, indices, rows, groups)
+            dvalues = entry_dots(g, w_dec, indices, rows, groups, ctx.impl)
         if needs_w:
             dw = (
                 torch.zeros_like(w_dec)
                 if g is None
-                else grouped_sum(g.contiguous(), rows, indices, w_dec.shape[0], values, groups)
+                else grouped_sum(g.contiguous(), rows, indices, w_dec.shape[0], values, groups, ctx.impl)
             )
         if g_block is not None:
             if dw is not None and block.numel():
                 dw.index_add_(0, block, block_values.T @ g_block)
             dblock = g_block @ w_dec[block].T
-        return dvalues, dw, None, None, None, dblock
+        return dvalues, dw, None, None, None, dblock, None

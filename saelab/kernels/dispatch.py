@@ -1,13 +1,16 @@
 """Which twin of an operation runs, and why."""
 
+import importlib.util
+import os
 from typing import Literal
 
 import torch
 
 from saelab.core.errors import ConfigError
 
-Impl = Literal["auto", "reference", "sparse"]
-"""``reference``: dense, plain torch, obviously right. ``sparse``: tiled and sparse. ``auto``: the faster one here."""
+Impl = Literal["auto", "reference", "sparse", "triton"]
+"""``reference``: dense, plain torch, obviously right. ``sparse``: tiled and sparse, in torch's own operations.
+``triton``: the same algorithms as GPU kernels written in Triton. ``auto``: what :func:`info` says."""
 
 _WHY = {
     "select_topk": "tiled over rows: no (N, d_sae) matrix outlives a tile, and selection needs no gradient",
@@ -17,26 +20,58 @@ _WHY = {
     "select_scored": "tiled over rows: neither pre-activations nor influences outlive a tile",
     "pre_activations_at": "backward visits the selected entries only, grouped by feature: deterministic",
     "decode": "embedding_bag reads k decoder rows per token instead of multiplying by all of them",
+    "co_activation": "sums of dense products of ranges of features that do not fit in a cache would be quadratic work",
 }
 
 
 def use_sparse(impl: Impl) -> bool:
-    """Return whether ``impl`` means the sparse twin; every sparse twin runs on CPU and CUDA, so ``auto`` does."""
-    if impl not in ("auto", "reference", "sparse"):
-        raise ConfigError(f"unknown impl {impl!r}, expected 'auto', 'reference' or 'sparse'")
+    """Return whether ``impl`` is not the dense reference; both other twins run on CPU and CUDA, so ``auto`` is."""
+    if impl not in ("auto", "reference", "sparse", "triton"):
+        raise ConfigError(f"unknown impl {impl!r}, expected 'auto', 'reference', 'sparse' or 'triton'")
     return impl != "reference"
+
+
+def use_triton(impl: Impl, device: torch.device) -> bool:
+    """Return whether ``impl`` asks for the Triton twin; :class:`ConfigError` when that cannot run on ``device``."""
+    if impl != "triton":
+        return False
+    if problem := triton_problem(device.type):
+        raise ConfigError(f"impl 'triton' cannot run here: {problem}; use impl 'sparse'")
+    return True
+
+
+def triton_problem(device: str) -> str | None:
+    """Return why Triton kernels cannot run on tensors of this kind of device, or None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device == "cpu" and not interpreting():
+        return "tensors are on the CPU, where Triton runs only with TRITON_INTERPRET=1 (an interpreter for tests)"
+    return None
+
+
+def interpreting() -> bool:
+    """Return whether Triton kernels go through its interpreter, which needs no GPU and is for tests only."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def info(device: str = "cpu") -> dict[str, dict[str, str]]:
     """Say what ``impl="auto"`` runs for each operation on ``device``, and why.
 
-    Returns operation -> ``{"impl", "why"}``, plus ``"machine"`` -> what the choice depends on.
+    Returns operation -> ``{"impl", "why"}``, plus ``"machine"`` -> what the choice depends on, and ``"triton"`` ->
+    whether ``impl="triton"`` would run on ``device``, and why ``auto`` does not take it.
     """
+    kind = device.split(":", maxsplit=1)[0]
     machine = {"device": device, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
-    if device == "cpu":
+    if kind == "cpu":
         machine["capability"] = torch.backends.cpu.get_cpu_capability()
         machine["bf16_matrix_instructions"] = str(has_fast_bf16())
-    return {"machine": machine, **{op: {"impl": "sparse", "why": why} for op, why in _WHY.items()}}
+    problem = triton_problem(kind)
+    triton = {
+        "impl": "unavailable" if problem else "on request",
+        "why": problem
+        or "equal to the reference under Triton's interpreter, not yet timed on a GPU: ask for it by impl='triton'",
+    }
+    return {"machine": machine, "triton": triton, **{op: {"impl": "sparse", "why": why} for op, why in _WHY.items()}}
 
 
 def has_fast_bf16() -> bool:

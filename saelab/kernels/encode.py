@@ -92,7 +92,7 @@ def pre_activations_and_block(  # noqa: PLR0917
     """Like :func:`pre_activations_at`, and beside them the pre-activations of the features ``block`` for all tokens."""
     if use_sparse(impl):
         entries, blocked = _SelectedPreActivations.apply(  # type: ignore[no-untyped-call]
-            x, center, w_enc_t, b_enc, indices, rows, known, block
+            x, center, w_enc_t, b_enc, indices, rows, known, block, impl
         )
         return entries, blocked
     pre = (x if center is None else x - center) @ w_enc_t.T + b_enc
@@ -111,10 +111,15 @@ class _SelectedPreActivations(torch.autograd.Function):
         rows: Tensor,
         known: Tensor | None,
         block: Tensor,
+        impl: Impl,
     ) -> tuple[Tensor, Tensor]:
+        ctx.impl = impl
         centered = x if center is None else x - center
         ctx.save_for_backward(centered, w_enc_t, indices, rows, block)
-        entries = known.clone() if known is not None else entry_dots(centered, w_enc_t, indices, rows) + b_enc[indices]
+        if known is not None:
+            entries = known.clone()
+        else:
+            entries = entry_dots(centered, w_enc_t, indices, rows, impl=impl) + b_enc[indices]
         return entries, torch.addmm(b_enc[block], centered, w_enc_t[block].T)
 
     @staticmethod
@@ -130,11 +135,11 @@ class _SelectedPreActivations(torch.autograd.Function):
         if needs_center:
             dcenter = -(db @ w_enc_t)
         if needs_w:
-            dw = grouped_sum(centered, rows, indices, d_sae, dz)
+            dw = grouped_sum(centered, rows, indices, d_sae, dz, impl=ctx.impl)
             if block.numel():
                 dw.index_add_(0, block, dz_block.T @ centered)
         if needs_x:
-            dx = grouped_sum(w_enc_t, indices, rows, centered.shape[0], dz)
+            dx = grouped_sum(w_enc_t, indices, rows, centered.shape[0], dz, impl=ctx.impl)
             if block.numel():
                 dx += dz_block @ w_enc_t[block]
-        return dx, dcenter, dw, db, None, None, None, None
+        return dx, dcenter, dw, db, None, None, None, None, None

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.kernels.dispatch import Impl, use_triton
+
 
 class Groups(NamedTuple):
     """Entries put in order of a key (their feature, say)."""
@@ -46,8 +48,13 @@ def bag_sum(
     indices: Int[Tensor, " nnz"],
     offsets: Int[Tensor, " bags_plus_1"],
     scale: Float[Tensor, " nnz"],
+    impl: Impl = "auto",
 ) -> Float[Tensor, "bags d"]:
     """Return ``out[b] = sum over the entries j of bag b of scale[j] * weight[indices[j]]``; no gradient."""
+    if use_triton(impl, weight.device):
+        from saelab.kernels import triton_bag_sum
+
+        return triton_bag_sum.bag_sum(weight, indices, offsets, scale)
     with torch.no_grad():
         return torch.embedding_bag(weight, indices, offsets, False, 0, False, scale.contiguous(), True)[0]
 
@@ -59,6 +66,7 @@ def grouped_sum(  # noqa: PLR0917
     n_groups: int,
     scale: Float[Tensor, " nnz"],
     groups: Groups | None = None,
+    impl: Impl = "auto",
 ) -> Float[Tensor, "n_groups d"]:
     """Return ``out[g] = sum over the entries j with key[j] = g of scale[j] * weight[indices[j]]``; no gradient.
 
@@ -66,15 +74,16 @@ def grouped_sum(  # noqa: PLR0917
     ``groups``: those of ``key``, if they are known already.
     """
     groups = group_by(key, n_groups) if groups is None else groups
-    return bag_sum(weight, indices[groups.order], groups.offsets, scale[groups.order])
+    return bag_sum(weight, indices[groups.order], groups.offsets, scale[groups.order], impl)
 
 
-def entry_dots(
+def entry_dots(  # noqa: PLR0917
     left: Float[Tensor, "n d"],
     right: Float[Tensor, "d_sae d"],
     indices: Int[Tensor, " nnz"],
     rows: Int[Tensor, " nnz"],
     by_feature: Groups | None = None,
+    impl: Impl = "auto",
 ) -> Float[Tensor, " nnz"]:
     """Return ``out[j] = <left[rows[j]], right[indices[j]]>`` without gathering a (nnz, d) matrix; no gradient.
 
@@ -86,6 +95,10 @@ def entry_dots(
     if indices.numel() == 0:
         return left.new_zeros(0)
     order = torch.sort(indices, stable=True).indices if by_feature is None else by_feature.order
+    if use_triton(impl, left.device):
+        from saelab.kernels import triton_entry_dots
+
+        return triton_entry_dots.entry_dots(left, right, indices, rows, order)
     bags = torch.zeros(right.shape[0], dtype=torch.int64, device=left.device)
     with torch.no_grad():
         dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.dispatch import Impl, use_sparse, use_triton
 from saelab.kernels.segments import entry_dots
 
 Precision = Literal["f32", "bf16"]
@@ -62,19 +62,25 @@ def select_topk(
     for start in range(0, n, rows):
         piece = slice(start, min(start + rows, n))
         tile = torch.addmm(bias, left[piece], right.T, out=buffer[: piece.stop - start])
-        values[piece], indices[piece] = row_topk(tile, wanted)
+        values[piece], indices[piece] = row_topk(tile, wanted, impl)
     if half:
-        indices, values = _refine(x, w_enc_t, b_enc, indices, k)
+        indices, values = _refine(x, w_enc_t, b_enc, indices, k, impl)
     return TopK(indices, values)
 
 
-def row_topk(tile: Float[Tensor, "n d_sae"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+def row_topk(
+    tile: Float[Tensor, "n d_sae"], k: int, impl: Impl = "auto"
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Return values and columns of the k largest entries of each row of a contiguous matrix: exact, in any order.
 
     Columns are dealt into ``d_sae / b`` groups of b; the k largest entries of a row lie in the k groups with the
     largest maxima, so only k b candidates are compared instead of d_sae. With b = sqrt(d_sae / k) the two selections
     cost alike, and a vectorised maximum is all that touches the whole row: 2.7 times faster than ``torch.topk`` here.
     """
+    if use_triton(impl, tile.device):
+        from saelab.kernels import triton_row_topk
+
+        return triton_row_topk.row_topk(tile, k)
     n, d_sae = tile.shape
     b = 1 << max(0, round(math.log2(d_sae / k) / 2))
     groups = d_sae // b
@@ -94,17 +100,18 @@ def row_topk(tile: Float[Tensor, "n d_sae"], k: int) -> tuple[Float[Tensor, "n k
     return values, candidates.gather(1, position)
 
 
-def _refine(
+def _refine(  # noqa: PLR0917
     x: Float[Tensor, "n d_in"],
     w_enc_t: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     candidates: Int[Tensor, "n wanted"],
     k: int,
+    impl: Impl,
 ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
     """Recompute the candidates in full precision and keep the k largest."""
     n, wanted = candidates.shape
     flat = candidates.reshape(-1)
     rows = torch.arange(n, device=x.device).repeat_interleave(wanted)
-    exact = (entry_dots(x, w_enc_t, flat, rows) + b_enc[flat]).view(n, wanted)
+    exact = (entry_dots(x, w_enc_t, flat, rows, impl=impl) + b_enc[flat]).view(n, wanted)
     values, position = exact.topk(k, dim=1, sorted=False)
     return candidates.gather(1, position), values

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.core.code import SparseCode
-from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.dispatch import Impl, use_sparse, use_triton
 from saelab.kernels.select import tile_rows
 
 
@@ -50,7 +50,7 @@ def select_above(
     places, values = [], []
     for start in range(0, n, rows):
         tile = torch.addmm(b_enc, x[start : start + rows], w_enc_t.T, out=buffer[: min(rows, n - start)])
-        found = positions_from(tile, least)
+        found = positions_from(tile, least, impl=impl)
         values.append(tile.view(-1)[found])
         places.append(found.add_(start * d_sae))
     place = torch.cat(places) if places else torch.zeros(0, dtype=torch.int64, device=x.device)
@@ -58,13 +58,20 @@ def select_above(
 
 
 def positions_from(
-    tile: Float[Tensor, "n d_sae"], least: Float[Tensor, ""] | Float[Tensor, " d_sae"], group: int = 16
+    tile: Float[Tensor, "n d_sae"],
+    least: Float[Tensor, ""] | Float[Tensor, " d_sae"],
+    group: int = 16,
+    impl: Impl = "auto",
 ) -> Int[Tensor, " found"]:
     """Return flat positions of the entries ``>= least`` of a contiguous matrix, row by row (in no order within a row).
 
     With one bound for all, the columns are dealt into groups of ``group``; the maximum of each is a fast vectorised
     pass, and only groups that reach the bound are looked at entry by entry.
     """
+    if use_triton(impl, tile.device):
+        from saelab.kernels import triton_positions
+
+        return triton_positions.positions_from(tile, least)
     n, d_sae = tile.shape
     while group > 2 and d_sae % group:
         group //= 2

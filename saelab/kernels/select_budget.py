@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.dispatch import Impl, use_sparse, use_triton
 from saelab.kernels.segments import entry_dots
 from saelab.kernels.select import BF16_MARGIN, Precision, row_topk, tile_rows
 from saelab.kernels.select_above import Entries, entries_at, positions_from
@@ -50,24 +50,31 @@ def select_budget(
     if wanted == 0:
         return entries_at(torch.zeros(0, dtype=torch.int64, device=x.device), x.new_zeros(0), n, d_sae)
     left, right, bias = (t.to(torch.bfloat16) if half else t for t in (x, w_enc_t, b_enc))
-    place, values = _largest_of_tiles(left, right, bias, wanted, guess=True)
+    place, values = _largest_of_tiles(left, right, bias, wanted, impl, guess=True)
     if place.numel() < wanted:
-        place, values = _largest_of_tiles(left, right, bias, wanted, guess=False)
+        place, values = _largest_of_tiles(left, right, bias, wanted, impl, guess=False)
     if half:
         rows = place.div(d_sae, rounding_mode="floor")
         indices = place - rows * d_sae
-        place, values = keep_largest(place, entry_dots(x, w_enc_t, indices, rows) + b_enc[indices], budget)
+        place, values = keep_largest(
+            place, entry_dots(x, w_enc_t, indices, rows, impl=impl) + b_enc[indices], budget, impl
+        )
     return entries_at(place, values, n, d_sae)
 
 
 def keep_largest(
-    place: Int[Tensor, " found"], values: Float[Tensor, " found"], count: int
+    place: Int[Tensor, " found"], values: Float[Tensor, " found"], count: int, impl: Impl = "auto"
 ) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
     """Return the ``count`` largest with their places, in the order given; of equals the first are kept."""
     found = values.numel()
     if found <= count:
         return place, values
-    least = values.kthvalue(found - count + 1).values
+    if use_triton(impl, values.device) and count:
+        from saelab.kernels import triton_kth
+
+        least = triton_kth.kth_largest(values, count)
+    else:
+        least = values.kthvalue(found - count + 1).values if count else values.new_full((), math.inf)
     keep, equal = values > least, values == least
     spare = count - keep.sum()
     keep |= equal & (equal.cumsum(0) <= spare)
@@ -80,6 +87,7 @@ def _largest_of_tiles(
     w_enc_t: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     wanted: int,
+    impl: Impl,
     *,
     guess: bool,
 ) -> tuple[Int[Tensor, " found"], Float[Tensor, " found"]]:
@@ -93,19 +101,19 @@ def _largest_of_tiles(
     for start in range(0, n, rows):
         tile = torch.addmm(b_enc, x[start : start + rows], w_enc_t.T, out=buffer[: min(rows, n - start)])
         if guess and start == 0:
-            bound = _sampled_bound(tile[:SAMPLE_ROWS], wanted / n, bound)
-        found = positions_from(tile, bound, group)
+            bound = _sampled_bound(tile[:SAMPLE_ROWS], wanted / n, bound, impl)
+        found = positions_from(tile, bound, group, impl)
         values.append(tile.view(-1)[found])
         places.append(found.add_(start * d_sae))
         held += found.numel()
         if held > 2 * wanted:
-            place, value = keep_largest(torch.cat(places), torch.cat(values), wanted)
+            place, value = keep_largest(torch.cat(places), torch.cat(values), wanted, impl)
             places, values, held, bound = [place], [value], wanted, value.min()
-    return keep_largest(torch.cat(places), torch.cat(values), wanted)
+    return keep_largest(torch.cat(places), torch.cat(values), wanted, impl)
 
 
 def _sampled_bound(
-    sample: Float[Tensor, "n_sample d_sae"], per_row: float, lowest: Float[Tensor, ""]
+    sample: Float[Tensor, "n_sample d_sae"], per_row: float, lowest: Float[Tensor, ""], impl: Impl
 ) -> Float[Tensor, ""]:
     """Return a bound that about ``SAMPLE_MARGIN * per_row`` entries per row of the sample exceed."""
     rows, d_sae = sample.shape
@@ -114,7 +122,7 @@ def _sampled_bound(
     wide = min(d_sae, math.ceil(4 * per_row) + 8)
     if wanted > rows * wide:
         return lowest
-    return row_topk(sample, wide)[0].reshape(-1).topk(wanted).values[-1]
+    return row_topk(sample, wide, impl)[0].reshape(-1).topk(wanted).values[-1]
 
 
 def _group_size(d_sae: int, per_row: float) -> int:

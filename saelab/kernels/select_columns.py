@@ -58,7 +58,9 @@ def select_columns(
         wide = min(n, widest + (BF16_MARGIN if half else 1))
         value, token = _top(tile, wide, impl)
         if half:
-            value = entry_dots(x, w_enc_t, features.repeat_interleave(wide), token.view(-1)).view(token.shape)
+            value = entry_dots(x, w_enc_t, features.repeat_interleave(wide), token.view(-1), impl=impl).view(
+                token.shape
+            )
         value = value + shift
         if level is not None:
             demand[features] = tile.gt_((level - shift).to(tile.dtype)).sum(1, dtype=torch.float32).to(torch.int64)
@@ -96,7 +98,7 @@ def _pieces(quotas: Int[Tensor, " d_sae"], n: int, *, tiled: bool) -> list[tuple
 
 def _top(tile: Float[Tensor, "piece n"], wide: int, impl: Impl) -> tuple[Tensor, Tensor]:
     if use_sparse(impl):
-        return row_topk(tile, wide)
+        return row_topk(tile, wide, impl)
     values, tokens = tile.topk(wide, dim=1)
     return values, tokens
 

@@ -54,12 +54,12 @@ def select_scored(  # noqa: PLR0917
         score = (g[piece] @ decoder.T).abs_()
         total += score.sum(0, dtype=x.dtype)
         score.mul_(beta).add_(1).mul_(z)
-        indices[piece] = row_topk(score, wanted)[1] if sparse else score.topk(wanted, dim=1).indices
+        indices[piece] = row_topk(score, wanted, impl)[1] if sparse else score.topk(wanted, dim=1).indices
         values[piece] = z.gather(1, indices[piece]).to(x.dtype)
     if half:
         flat, tokens = indices.view(-1), torch.arange(n, device=x.device).repeat_interleave(wanted)
-        values = (entry_dots(x, w_enc_t, flat, tokens) + b_enc[flat]).view(n, wanted)
-        weight = 1 + beta * entry_dots(gradient, w_dec, flat, tokens).abs().view(n, wanted)
+        values = (entry_dots(x, w_enc_t, flat, tokens, impl=impl) + b_enc[flat]).view(n, wanted)
+        weight = 1 + beta * entry_dots(gradient, w_dec, flat, tokens, impl=impl).abs().view(n, wanted)
         best = (values * weight).topk(k, dim=1, sorted=False).indices
         indices, values = indices.gather(1, best), values.gather(1, best)
     return Scored(TopK(indices, values), total / max(n, 1))
