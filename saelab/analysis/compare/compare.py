@@ -7,7 +7,7 @@ import numpy as np
 
 from saelab.analysis.compare.baseline import random_decoders, shuffled_tokens
 from saelab.analysis.compare.codes import CodeMatrix, pair_statistics
-from saelab.analysis.compare.lasso import LAMBDAS, OneToMany, one_to_many
+from saelab.analysis.compare.lasso import LAMBDAS, MOST_PREDICTORS, OneToMany, one_to_many
 from saelab.analysis.compare.matching import CANDIDATES, EXACT_UP_TO, match
 from saelab.analysis.compare.result import Comparison, SideInfo
 from saelab.analysis.compare.similarity import Correlation, Cosine, unit_rows
@@ -89,8 +89,8 @@ def compare(
         parts |= _by_activation(a, b, seed, limits, shared) if both else _NO_ACTIVATIONS
         bar.advance(1)
         if both:
-            parts["b_from_a"] = _predict(a, b, targets, lambdas, [seed, 2])
-            parts["a_from_b"] = _predict(b, a, targets, lambdas, [seed, 3])
+            parts["b_from_a"] = _predict(a, b, targets, lambdas, [seed, 2], skipped)
+            parts["a_from_b"] = _predict(b, a, targets, lambdas, [seed, 3], skipped)
         bar.advance(1)
         if both:
             decoders = (_decoder(a), _decoder(b)) if shared else None
@@ -193,8 +193,13 @@ def _by_activation(a: Side, b: Side, seed: int, limits: dict[str, int], shared: 
     return {"activations": found, "activation_baseline": baseline, "pairs": pairs}
 
 
-def _predict(a: Side, b: Side, targets: int, lambdas: tuple[float, ...], seed: list[int]) -> OneToMany | None:
+def _predict(  # noqa: PLR0917
+    a: Side, b: Side, targets: int, lambdas: tuple[float, ...], seed: list[int], skipped: list[str]
+) -> OneToMany | None:
     """Predict some features of B from all of A."""
+    if a.n_features > MOST_PREDICTORS:
+        skipped.append(f"LASSO from {a.name}: {a.n_features} predictors, more than {MOST_PREDICTORS}")
+        return None
     live = np.flatnonzero(_codes(b).varies)
     chosen = np.sort(np.random.default_rng(seed).permutation(live)[:targets])
     return one_to_many(_codes(a), _codes(b), chosen.astype(np.int64), lambdas=lambdas) if targets else None

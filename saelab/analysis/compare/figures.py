@@ -19,7 +19,7 @@ def figures(comparison: Comparison) -> "dict[str, Drawn]":
     drawn: dict[str, Drawn] = {"matching": matching_curves(comparison)}
     if "cosine" in comparison.pairs:
         drawn["cosine_and_correlation"] = cosine_and_correlation(comparison)
-    if comparison.b_from_a is not None and comparison.a_from_b is not None:
+    if comparison.b_from_a is not None or comparison.a_from_b is not None:
         drawn["one_to_many"] = one_to_many_curves(comparison)
     if comparison.clusters is not None:
         drawn["clusters"] = cluster_bars(comparison)
@@ -80,7 +80,8 @@ def one_to_many_curves(comparison: Comparison) -> "Drawn":
 
     lines, parts = [], []
     for title, found, colour in (("B from A", comparison.b_from_a, BLUE), ("A from B", comparison.a_from_b, ORANGE)):
-        assert found is not None
+        if found is None:
+            continue
         x, y = found.nonzero.mean(0), found.r2.mean(0)
         single = float(found.best_single.mean())
         parts.append(pd.DataFrame({"direction": title, "lambda": found.lambdas, "nonzero": x, "r2": y}))

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from scipy import sparse
 
-from saelab.analysis.compare.codes import CodeMatrix, covariance
+from saelab.analysis.compare.codes import CodeMatrix, correlation, covariance
+from saelab.analysis.compare.similarity import tile_rows
 
 LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003)
 BATCH = 64
 FIRST, MORE, ROUNDS = 32, 16, 3
 SWEEPS, TOLERANCE = 200, 1e-5
 KEPT = 8
+MOST_PREDICTORS = 20_000
+"""Predictors whose correlation matrix (4 bytes for each pair) is held in memory; with more, LASSO is left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +83,32 @@ def one_to_many(
     *,
     lambdas: tuple[float, ...] = LAMBDAS,
 ) -> OneToMany:
-    """Predict the features ``of`` (all of them varying) of ``targets`` from all features of ``predictors``."""
+    """Predict the features ``of`` (all of them varying) of ``targets`` from all features of ``predictors``.
+
+    Holds the predictors' correlation matrix in float32: 1 GB for 16,384 of them.
+    """
     lambdas = tuple(sorted(lambdas, reverse=True))
-    parts = [_Batch(predictors, targets, of[start : start + BATCH]).run(lambdas) for start in range(0, len(of), BATCH)]
+    gram = _correlations(predictors)
+    groups = [of[start : start + BATCH] for start in range(0, len(of), BATCH)]
+    parts = [_Batch(predictors, targets, group, gram).run(lambdas) for group in groups]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "violations"}
     return OneToMany(targets=of, lambdas=lambdas, violations=sum(int(part["violations"]) for part in parts), **columns)
+
+
+def _correlations(a: CodeMatrix) -> Float32[np.ndarray, "n n"]:
+    """Correlations within A: 0 with a feature that does not vary, 1 on the diagonal."""
+    gram = np.zeros((a.n_features, a.n_features), np.float32)
+    for of in tile_rows(gram.shape):
+        gram[of] = np.nan_to_num(correlation(a, of, a))
+    np.fill_diagonal(gram, 1.0)
+    return gram
 
 
 class _Batch:
     """Some targets, each with its own candidates among the predictors."""
 
-    def __init__(self, a: CodeMatrix, b: CodeMatrix, of: np.ndarray) -> None:
-        self.a, self.b, self.of = a, b, of
+    def __init__(self, a: CodeMatrix, b: CodeMatrix, of: np.ndarray, gram: np.ndarray) -> None:
+        self.a, self.b, self.of, self.gram = a, b, of, gram
         cross = covariance(b, of, a)  # (t, n_a)
         with np.errstate(divide="ignore", invalid="ignore"):
             cross /= b.std[of, None] * a.std
@@ -105,16 +122,7 @@ class _Batch:
 
     def _gather(self) -> None:
         """Correlations of each target's candidates with the target and with one another."""
-        union, place = np.unique(self.candidates, return_inverse=True)
-        place = place.reshape(self.candidates.shape)
-        columns = self.a.columns[:, union]
-        gram = (columns.T.tocsr() @ columns.tocsr()).toarray() / self.a.n_tokens
-        gram -= np.outer(self.a.mean[union], self.a.mean[union])
-        scale = np.where(self.a.std[union] > 0, self.a.std[union], np.inf)
-        gram /= scale[:, None] * scale
-        self.g = gram[place[:, :, None], place[:, None, :]]
-        diagonal = np.arange(place.shape[1])
-        self.g[:, diagonal, diagonal] = 1.0  # a candidate that does not vary has c = 0, so its weight stays 0
+        self.g = self.gram[self.candidates[:, :, None], self.candidates[:, None, :]].astype(np.float64)
         self.c = np.take_along_axis(self.c_all, self.candidates, 1)
 
     def run(self, lambdas: tuple[float, ...]) -> dict[str, Any]:
@@ -169,15 +177,11 @@ class _Batch:
     def _missing(self, penalty: float) -> np.ndarray:
         """By how much each predictor outside the candidates breaks the optimality condition; (t, n_a), 0 where not."""
         t, m = self.w.shape
-        scale = self.a.std[self.candidates]
-        raw = np.divide(self.w, scale, out=np.zeros_like(self.w), where=scale > 0)
         weights = sparse.csr_matrix(
-            (raw.ravel(), self.candidates.ravel(), np.arange(0, t * m + 1, m)), shape=(t, self.a.n_features)
+            (self.w.flatten(), self.candidates.flatten(), np.arange(0, t * m + 1, m)), shape=(t, self.a.n_features)
         )
-        predicted = self.a.rows @ weights.T.tocsc()  # (T, t), sparse
-        product = (predicted.T.tocsr() @ self.a.rows).toarray() / self.a.n_tokens
-        product -= np.outer(np.asarray(predicted.mean(0)).ravel(), self.a.mean)
-        product /= np.where(self.a.std > 0, self.a.std, np.inf)
+        weights.eliminate_zeros()
+        product = weights @ self.gram  # (t, n_a), dense
         excess = np.abs(self.c_all - product) - penalty - 1e-3 * penalty - 1e-4
         np.put_along_axis(excess, self.candidates, 0.0, 1)
         result: np.ndarray = np.maximum(excess, 0.0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,7 +95,7 @@ class Comparison:
         result["pairs"] = {name: _mean(values) for name, values in self.pairs.items()}
         return result
 
-    def to_frame(self, side: Literal["a", "b"] = "a") -> "pd.DataFrame":
+    def to_frame(self, side: str = "a") -> "pd.DataFrame":
         """One row per feature of a side: its best and its one-to-one partner, by decoder and by activation."""
         import pandas as pd
 

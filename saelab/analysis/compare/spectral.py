@@ -8,14 +8,15 @@ normalised Laplacian, rows at norm 1), as in Li et al. 2015, arXiv:1511.07543, s
 """
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from scipy import sparse
 
-from saelab.analysis.compare.codes import CodeMatrix, correlation
-from saelab.analysis.compare.similarity import tile_rows
+from saelab.analysis.compare.codes import CodeMatrix, correlation, pair_statistics
+from saelab.analysis.compare.similarity import tile_rows, unit_rows
 
 EDGE, NEIGHBOURS, LARGEST, MOST_CUTS = 0.2, 8, 32, 64
 
@@ -62,7 +63,20 @@ def clusters(
         if varies[members].all():
             found += _cut(affinity, members, largest, np.random.default_rng([seed, int(members[0])]))
     found.sort(key=lambda members: (-len(members), int(members[0])))
-    return [_describe(a, b, decoders, members) for members in found]
+    sides = [_sides(a, members) for members in found]
+    # Most clusters are pairs: those all at once.
+    of_a, of_b = (
+        np.array([side[k][0] for side in sides if len(side[0]) == len(side[1]) == 1], np.int64) for k in (0, 1)
+    )
+    correlations = iter(np.abs(pair_statistics(a, of_a, b, of_b)["correlation"]))
+    cosines = iter(np.abs(_cosines(decoders, of_a, of_b)))
+    result = []
+    for left, right in sides:
+        if len(left) == len(right) == 1:
+            result.append(Cluster(left, right, np.array([next(correlations)]), np.array(list(islice(cosines, 1)))))
+        else:
+            result.append(_describe(a, b, decoders, left, right))
+    return result
 
 
 def cluster_summary(found: list[Cluster]) -> dict[str, Any]:
@@ -105,16 +119,17 @@ def _cut(affinity: Any, members: np.ndarray, largest: int, rng: np.random.Genera
     """Cut a connected component until no part is larger than ``largest``."""
     if len(members) <= largest:
         return [members]
-    k = min(MOST_CUTS, max(2, -(-len(members) // (largest // 2))))
-    label = _spectral_labels(affinity[members][:, members], k, rng)
+    most = min(MOST_CUTS, max(2, -(-len(members) // (largest // 2))))
+    least = min(most, max(2, len(members) // (8 * largest)))
+    label = _spectral_labels(affinity[members][:, members], least, most, rng)
     parts = [members[label == value] for value in np.unique(label)]
     if len(parts) == 1:  # nothing to tell its members apart by
         return parts
     return [smaller for part in parts for smaller in _cut(affinity, part, largest, rng)]
 
 
-def _spectral_labels(graph: Any, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Labels of normalised spectral clustering into at most k clusters."""
+def _spectral_labels(graph: Any, least: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Labels of normalised spectral clustering into as many clusters as the widest gap between eigenvalues says."""
     from scipy.cluster.vq import kmeans2
     from scipy.sparse.linalg import eigsh
 
@@ -122,14 +137,17 @@ def _spectral_labels(graph: Any, k: int, rng: np.random.Generator) -> np.ndarray
     scale = 1 / np.sqrt(np.maximum(degree, 1e-12))
     normal = sparse.diags(scale) @ graph @ sparse.diags(scale)
     n = graph.shape[0]
-    if n <= 512 or k >= n - 1:
-        _, vectors = np.linalg.eigh(normal.toarray())
-        vectors = vectors[:, -k:]
+    if n <= 512 or most + 1 >= n - 1:
+        values, vectors = np.linalg.eigh(normal.toarray())
     else:
-        _, vectors = eigsh(normal, k=k, which="LA", v0=rng.standard_normal(n), tol=1e-3)
+        values, vectors = eigsh(normal, k=most + 1, which="LA", v0=rng.standard_normal(n), tol=1e-3)
+    order = np.argsort(-values)
+    values = values[order]
+    k = least + int(np.argmax(values[least - 1 : most] - values[least : most + 1]))
+    vectors = vectors[:, order[:k]]
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     start = vectors[_spread(vectors, k, rng)]
-    _, label = kmeans2(vectors, start, iter=30, minit="matrix", missing="warn") if k > 1 else (None, np.zeros(n))
+    _, label = kmeans2(vectors, start, iter=30, minit="matrix", missing="warn")
     result: np.ndarray = label
     return result
 
@@ -144,11 +162,29 @@ def _spread(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     return np.array(chosen)
 
 
+def _sides(a: CodeMatrix, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features of A and of B among joint ones."""
+    of_a = np.sort(members[members < a.n_features]).astype(np.int64)
+    of_b = np.sort(members[members >= a.n_features]).astype(np.int64) - a.n_features
+    return of_a, of_b
+
+
+def _cosines(decoders: tuple[np.ndarray, np.ndarray] | None, of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:
+    """Cosines of pairs of decoder rows (none where the space is not shared)."""
+    if decoders is None:
+        return np.zeros(0)
+    rows_a, rows_b = unit_rows(decoders[0][of_a]), unit_rows(decoders[1][of_b])
+    cosines: np.ndarray = (rows_a * rows_b).sum(1).astype(np.float64)
+    return cosines
+
+
 def _describe(
-    a: CodeMatrix, b: CodeMatrix, decoders: tuple[np.ndarray, np.ndarray] | None, members: np.ndarray
+    a: CodeMatrix,
+    b: CodeMatrix,
+    decoders: tuple[np.ndarray, np.ndarray] | None,
+    of_a: np.ndarray,
+    of_b: np.ndarray,
 ) -> Cluster:
-    of_a = np.sort(members[members < a.n_features])
-    of_b = np.sort(members[members >= a.n_features]) - a.n_features
     none = np.zeros(0)
     if not len(of_a) or not len(of_b):
         return Cluster(of_a, of_b, none, none)

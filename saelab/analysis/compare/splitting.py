@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from saelab.analysis.compare.codes import CodeMatrix
+from saelab.analysis.compare.codes import CodeMatrix, pair_statistics
 from saelab.analysis.compare.similarity import Cosine, tile_rows
 
 THRESHOLD, GAIN = 0.7, 0.05
@@ -85,8 +85,12 @@ def splitting(
             near = np.flatnonzero(tile[row] > threshold)
             near = near[np.argsort(-tile[row, near], kind="stable")].astype(np.int64)
             groups.append(near)
-            if codes is not None and len(near):
+            if codes is not None and len(near) > 1:
                 single[feature], group_r2[feature] = _fit(*codes, feature, near)
+    if codes is not None:  # groups of one, all at once
+        alone = np.array([feature for feature, group in enumerate(groups) if len(group) == 1], np.int64)
+        partner = np.array([groups[feature][0] for feature in alone], np.int64)
+        single[alone] = group_r2[alone] = pair_statistics(codes[0], alone, codes[1], partner)["correlation"] ** 2
     sizes = np.array([len(group) for group in groups])
     split = (sizes > 1) & (group_r2 >= single + GAIN if codes is not None else sizes > 1)
     largest[~np.isfinite(largest)] = np.nan
