@@ -16,6 +16,9 @@ page = st.navigation(
         st.Page("views/feature.py", title="Feature", icon=":material/bar_chart:", url_path="feature"),
         st.Page("views/prompt.py", title="Prompt", icon=":material/text_fields:", url_path="prompt"),
         st.Page("views/steer.py", title="Steer", icon=":material/tune:", url_path="steer"),
+        st.Page("views/error.py", title="Error", icon=":material/blur_on:", url_path="error"),
+        st.Page("views/circuits.py", title="Circuits", icon=":material/account_tree:", url_path="circuits"),
+        st.Page("views/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
         st.Page("views/train.py", title="Train", icon=":material/show_chart:", url_path="train"),
     ]
 )

@@ -90,7 +90,7 @@ def begin() -> None:
                 "SAE", keys, index=keys.index(st.session_state.place), help="Found in the folders given."
             )
             if chosen != st.session_state.place:
-                for name in ("feature", "walk", "reading", "steered"):
+                for name in ("feature", "walk", "reading", "second", "steered"):
                     st.session_state.pop(name, None)
             st.session_state.place = chosen
         else:
@@ -123,6 +123,12 @@ def opened() -> Opened:
         return _opened(chosen, stamp(chosen.store))
 
 
+def opened_at(chosen: Place) -> Opened:
+    """Return the feature store of any place."""
+    with guarded():
+        return _opened(chosen, stamp(chosen.store))
+
+
 def live() -> Live:
     """Return the model and the SAE, loading them when nobody has yet."""
     chosen = place()
@@ -137,10 +143,28 @@ def live() -> Live:
         return _live(chosen.sae, stamp(chosen.sae))
 
 
-def open_feature(feature: int) -> None:
-    """Go to the page of a feature."""
+def open_feature(feature: int, key: str | None = None) -> None:
+    """Go to the page of a feature, of the chosen SAE or of another place."""
     st.session_state.feature = int(feature)
-    st.switch_page(FEATURE_PAGE, query_params={"feature": str(int(feature)), "store": place().key})
+    st.switch_page(FEATURE_PAGE, query_params={"feature": str(int(feature)), "store": key or place().key})
+
+
+def results(kind: str) -> tuple[Path, ...]:
+    """Return the saved results of a kind, the newest first."""
+    return library().results.get(kind, ())
+
+
+def choose_result(found: tuple[Path, ...], key: str) -> Path:
+    """Let the person choose one of several saved results."""
+    if len(found) == 1:
+        return found[0]
+    return st.selectbox("Result", found, format_func=lambda path: "/".join(path.parts[-2:]), key=key)
+
+
+def live_of(sae: Path) -> Live:
+    """Return the model and the SAE of a folder, loading them when nobody has yet."""
+    with guarded():
+        return _live(sae, stamp(sae))
 
 
 def metrics(values: Mapping[str, tuple[str, str | None]]) -> None:
@@ -167,10 +191,15 @@ def chart(figure: Any, key: str, *, clickable: bool = False, where: DeltaGenerat
     if not clickable:
         target.plotly_chart(figure, key=key, width="stretch", config=config)
         return
-    event = target.plotly_chart(
+    points = chart_points(figure, key, where=target)
+    if points:
+        open_feature(int(points[0][0] if isinstance(points[0], list | tuple) else points[0]))
+
+
+def chart_points(figure: Any, key: str, *, where: Any = st) -> list[Any]:
+    """Show a figure whose points can be clicked; return the custom data of those that were."""
+    config = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False}
+    event = where.plotly_chart(
         figure, key=key, width="stretch", config=config, on_select="rerun", selection_mode="points"
     )
-    points = event["selection"]["points"]
-    if points:
-        data = points[0]["customdata"]
-        open_feature(int(data[0] if isinstance(data, list | tuple) else data))
+    return [point["customdata"] for point in event["selection"]["points"] if point.get("customdata") is not None]

@@ -8,6 +8,7 @@ from saelab.analysis import figures
 from saelab.workflows.browse import with_descriptions
 
 EXAMPLE = "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
+OTHER = 'def write_lines(path, lines):\n    with open(path, "w") as file:\n        file.writelines(lines)\n'
 MEASURES = {"value": "activation", "surprise": "surprise"}
 EFFECTS = 20
 ORDER = ["feature", "at", "value", "effect", "effect on next", "fires on", "surprise", "relative", "density", "label"]
@@ -17,11 +18,18 @@ opened = shell.opened() if place.store is not None else None
 store = opened.store if opened else None
 
 st.title("Prompt")
+two = st.toggle("compare two texts", key="two")
 with st.form("prompt_form", border=False):
-    text = st.text_area("Text", value=EXAMPLE, key="prompt_text", height=130)
+    cells = st.columns(2) if two else [st.container()]
+    with cells[0]:
+        text = st.text_area("Text", value=EXAMPLE, key="prompt_text", height=130)
+    if two:
+        with cells[1]:
+            other = st.text_area("Second text", value=OTHER, key="second_text", height=130)
     if st.form_submit_button("Read it", icon=":material/play_arrow:", type="primary"):
         with shell.guarded():
             st.session_state.reading = (place.key, shell.live().read(text))
+            st.session_state.second = shell.live().read(other) if two else None
             st.session_state.pop("effects", None)
             st.session_state.pop("token", None)
 if st.session_state.get("reading", ("", None))[0] != place.key:
@@ -29,6 +37,55 @@ if st.session_state.get("reading", ("", None))[0] != place.key:
     st.stop()
 reading = st.session_state.reading[1]
 live = shell.live()
+
+
+def side_by_side(first, second):
+    """Draw two prompts in the colours of the feature that differs most, or of the one clicked."""
+    with shell.guarded():
+        frame = live.compare(first, second, store)
+    if not len(frame):
+        st.info("No feature fires in either text.")
+        return
+    if opened is not None:
+        frame = with_descriptions(opened, frame)
+    st.subheader("Features that differ most")
+    number = st.column_config.NumberColumn
+    event = st.dataframe(
+        frame,
+        key="compare_table",
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-cell",
+        width="stretch",
+        height=380,
+        column_config={
+            "first": number("in the first", format="%.3f", help="Largest activation in the text."),
+            "second": number("in the second", format="%.3f", help="Largest activation in the text."),
+            "difference": number("second - first", format="%+.3f"),
+            "relative": number("of max", format="percent", help="Difference over the feature's largest in the store."),
+        },
+    )
+    cells = event["selection"]["cells"]
+    feature = int(frame["feature"].iloc[cells[0][0] if cells else 0])
+    st.caption("Click a row to colour both texts by its feature.")
+    top = (
+        float(store.column("max")[feature]) if store else max(float(r.feature(feature).max()) for r in (first, second))
+    )
+    for cell, name, reading in zip(st.columns(2, gap="large"), ("First", "Second"), (first, second), strict=True):
+        with cell:
+            st.subheader(f"{name} text: feature {feature}")
+            shell.html(live.feature_html(reading, feature, top or None))
+            losses = reading.loss[~np.isnan(reading.loss)]
+            said = f"{losses.mean():.3f} nats per token; " if len(losses) else ""
+            st.caption(f"{said}{reading.code.nnz / max(int(reading.keep.sum()), 1):.1f} active features per token.")
+    if store is not None and st.button(f"Open feature {feature}", icon=":material/arrow_forward:", key="open_compared"):
+        shell.open_feature(feature)
+
+
+second = st.session_state.get("second")
+if two and second is not None:
+    side_by_side(reading, second)
+    st.stop()
 texts = live.texts(reading)
 
 losses = reading.loss[~np.isnan(reading.loss)]

@@ -245,3 +245,35 @@ def prompt_loss(loss: np.ndarray, texts: Sequence[str]) -> "tuple[Figure, pd.Dat
         hovertemplate="%{x}: %{customdata}<br>%{y:.3f} nats<extra></extra>",
     )
     return _figure(bar, xaxis_title="position", yaxis_title="loss (nats)", height=180), frame
+
+
+def pareto(frame: "pd.DataFrame", y: str, y_title: str, *, low_is_good: bool = True) -> "tuple[Figure, pd.DataFrame]":
+    """Evaluations as points of ``l0`` (logarithmic) and ``y``, one colour per ``architecture``, their front as a line.
+
+    ``frame`` has columns ``name``, ``architecture``, ``d_sae``, ``l0`` and ``y``. On the front is what no other beats:
+    no evaluation has both a smaller L0 and a better ``y``. Returns the frame with a column ``front``.
+    """
+    from plotly import graph_objects as go
+
+    frame = frame.sort_values(["l0", y], ascending=[True, low_is_good], kind="stable").reset_index(drop=True)
+    values = frame[y].to_numpy(np.float64) * (1 if low_is_good else -1)
+    best = np.concatenate([[np.inf], np.fmin.accumulate(values)[:-1]]) if len(frame) else np.zeros(0)
+    frame["front"] = values < best
+    front = frame[frame["front"]]
+    line = {"color": "rgba(128,128,128,0.7)", "width": 1.5, "dash": "dot"}
+    traces = [go.Scatter(x=front["l0"], y=front[y], mode="lines", line=line, name="front", hoverinfo="skip")]
+    for k, (name, part) in enumerate(frame.groupby("architecture", sort=True)):
+        traces.append(
+            go.Scatter(
+                x=part["l0"],
+                y=part[y],
+                mode="markers",
+                name=escape(str(name)),
+                marker={"size": 10, "color": PALETTE[k % len(PALETTE)]},
+                customdata=[[escape(str(n)), d] for n, d in zip(part["name"], part["d_sae"], strict=True)],
+                hovertemplate=f"%{{customdata[0]}}<br>%{{customdata[1]:,}} features<br>L0 %{{x:.4g}}<br>"
+                f"{escape(y_title)} %{{y:.4g}}<extra></extra>",
+            )
+        )
+    xaxis = {"title": "L0: active features per token", **_log(frame["l0"].to_numpy(np.float64))}
+    return _figure(*traces, height=360, xaxis=xaxis, yaxis={"title": y_title}), frame

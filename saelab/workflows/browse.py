@@ -4,7 +4,7 @@ The app draws; everything it needs to know it asks here, of :mod:`saelab.workflo
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,9 @@ DEPTH = 4
 MOST_FOLDERS = 5000
 """Folders looked into in all; a home directory given by mistake ends soon."""
 LOG = "training.jsonl"
+EVALUATION, DARK_MATTER, COMPARISON, CIRCUIT = "evaluation", "dark-matter", "comparison", "circuit"
+RESULTS = (EVALUATION, DARK_MATTER, COMPARISON, CIRCUIT)
+"""Kinds of folders with results of one analysis."""
 
 SCORES = {
     "detection": "Does it tell windows where the feature fires from others? Balanced accuracy, chance 0.5.",
@@ -110,6 +113,8 @@ class Library:
     """The SAEs, those with a feature store first."""
     logs: tuple[Path, ...] = ()
     """All training logs, the one written to last first."""
+    results: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Folders of saved results by kind (``RESULTS``), the one written last first."""
     problems: tuple[str, ...] = ()
     """One line for each folder that could not be used."""
 
@@ -132,7 +137,7 @@ class Opened:
 class _Found:
     stores: dict[Path, dict[str, Any]] = field(default_factory=dict)
     saes: dict[Path, dict[str, Any]] = field(default_factory=dict)
-    evaluations: list[Path] = field(default_factory=list)
+    results: dict[str, list[Path]] = field(default_factory=dict)
     logs: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -153,7 +158,11 @@ def survey(paths: Sequence[str | Path]) -> Library:
             if path.resolve() in found.saes:
                 _look(path.resolve().parent.parent, beside, 2)
     saes = {**beside.saes, **found.saes}
-    evaluations = list(dict.fromkeys(found.evaluations + beside.evaluations))
+    results = {
+        kind: tuple(sorted({*found.results.get(kind, []), *beside.results.get(kind, [])}, key=stamp, reverse=True))
+        for kind in RESULTS
+    }
+    evaluations = [*dict.fromkeys(found.results.get(EVALUATION, []) + beside.results.get(EVALUATION, []))]
     used: set[Path] = set()
     places: list[Place] = []
     for store, about in found.stores.items():
@@ -165,7 +174,7 @@ def survey(paths: Sequence[str | Path]) -> Library:
         if sae not in used:
             places.append(_place(_key(sae, places), None, sae, about, evaluations))
     logs = sorted(dict.fromkeys(found.logs), key=lambda log: -log.stat().st_mtime)
-    return Library(tuple(places), tuple(logs), tuple(dict.fromkeys(found.problems)))
+    return Library(tuple(places), tuple(logs), results, tuple(dict.fromkeys(found.problems)))
 
 
 def find_store(path: str | Path) -> FeatureStore:
@@ -209,8 +218,8 @@ def _note(folder: Path, found: _Found) -> None:
         found.stores[folder] = manifest
     elif manifest["kind"] == "sae":
         found.saes[folder] = manifest
-    elif manifest["kind"] == "evaluation":
-        found.evaluations.append(folder)
+    elif manifest["kind"] in RESULTS:
+        found.results.setdefault(manifest["kind"], []).append(folder)
 
 
 def _folders(root: Path, depth: int) -> Iterator[Path]:

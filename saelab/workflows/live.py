@@ -16,8 +16,10 @@ from saelab.features.vocabulary import token_bytes
 if TYPE_CHECKING:
     import pandas as pd
 
+    from saelab.analysis.dark_matter.prompt import PromptError
     from saelab.analysis.prompt import Reading
     from saelab.analysis.steering import Decoding, Edit
+    from saelab.core.regression import LinearMap
     from saelab.features.protocols import Dictionary
 
 
@@ -93,6 +95,29 @@ class Live:
             frame = frame.drop_duplicates("feature")
         return frame.head(n).reset_index(drop=True)
 
+    def compare(self, first: "Reading", second: "Reading", store: FeatureStore | None, n: int = 50) -> "pd.DataFrame":
+        """Return the features whose largest activations in two prompts differ most, the largest difference first.
+
+        Columns: ``feature``, ``first`` and ``second`` (largest activation in each), ``difference`` (second - first)
+        and, with a store, ``relative``: difference over the feature's maximum there; its size gives the order.
+        """
+        import pandas as pd
+
+        peaks = np.zeros((2, int(self.sae.d_sae)), np.float32)
+        for peak, reading in zip(peaks, (first, second), strict=True):
+            np.maximum.at(peak, reading.code.indices.numpy(), reading.code.values.numpy())
+        active = np.flatnonzero(peaks.max(0) > 0)
+        here, there = peaks[0, active], peaks[1, active]
+        frame = pd.DataFrame({"feature": active, "first": here, "second": there, "difference": there - here})
+        size = frame["difference"].abs()
+        if store is not None:
+            most = np.asarray(store.column("max"))[active]
+            # A feature never seen in the store has nothing to be measured by but itself.
+            frame["relative"] = frame["difference"] / np.where(most > 0, most, np.maximum(here, there))
+            size = frame["relative"].abs()
+        order = np.lexsort((frame["feature"], -size))
+        return frame.iloc[order].head(n).reset_index(drop=True)
+
     def loss_effects(self, reading: "Reading", features: Sequence[int]) -> np.ndarray:
         """Rise of each token's loss (nats) when one feature is taken out: (features, tokens), exact."""
         from saelab.analysis.prompt import ablation_effects
@@ -125,6 +150,19 @@ class Live:
         return legend_html(1.0, "share of the activation's square norm not reconstructed") + self._html(
             reading, values, 1.0
         )
+
+    def error_of(self, text: str, linear: "LinearMap") -> "PromptError":
+        """Split the SAE's error at each token of a text by a linear map of a dark-matter result."""
+        from saelab.analysis.dark_matter.prompt import error_of_prompt
+
+        with self._lock:
+            return error_of_prompt(self.model, self.sae, text, site=self.site, linear=linear, bos=self.bos)
+
+    def values_html(self, ids: Sequence[int], values: np.ndarray, maximum: float, label: str) -> str:
+        """Return some tokens in the colours of a number each, with their scale; nan has no colour."""
+        hover = [f"position {k}" for k in range(len(ids))]
+        body = tokens_html(self.pieces(ids), np.nan_to_num(values), maximum, hover=hover)
+        return legend_html(maximum, label) + f'<div class="sl"><div class="x">{body}</div></div>'
 
     def _html(self, reading: "Reading", values: np.ndarray, maximum: float) -> str:
         pieces = self.pieces(reading.tokens.tolist())

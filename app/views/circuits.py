@@ -1,0 +1,49 @@
+"""Circuits: the parts of a model, or the features of SAEs, that do a task together."""
+
+import shell
+import streamlit as st
+
+from saelab.workflows.browse import CIRCUIT, stamp
+from saelab.workflows.circuits_shown import COMMANDS, feature_of, open_circuit
+from saelab.workflows.results import short
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading the circuit …")
+def circuit_in(folder, changed):
+    """Return a saved circuit; ``changed`` makes a new one in the same folder count as another."""
+    return open_circuit(folder)
+
+
+def open_in_site(site, feature):
+    """Open a feature of the SAE at a site, if one with a feature store is among the folders given."""
+    for place in shell.library().places:
+        if place.store is not None and shell.opened_at(place).store.manifest["site"] == site:
+            shell.open_feature(feature, place.key)
+    st.info(shell.plain(f"No feature store of an SAE at {site} is among the folders given."))
+
+
+st.title("Circuits")
+found = shell.results(CIRCUIT)
+if not found:
+    st.info("No circuit in the folders given. These make one:")
+    st.code("\n".join(COMMANDS.values()), language="bash")
+    st.caption("saelab circuits tasks lists the tasks.")
+    st.stop()
+folder = shell.choose_result(found, "circuit")
+with shell.guarded():
+    circuit = circuit_in(folder, stamp(folder))
+st.subheader(shell.plain(circuit.title))
+st.caption(shell.plain(f"{circuit.about}; folder {short(folder)}."))
+shell.metrics(circuit.numbers)
+clicked = shell.chart_points(circuit.figure, "circuit_graph")
+if clicked and (target := feature_of(clicked[0])) is not None:
+    open_in_site(*target)
+event = st.dataframe(
+    circuit.table, key="circuit_table", hide_index=True, width="stretch", height=420, on_select="rerun",
+    selection_mode="single-cell",
+)  # fmt: skip
+cells = event["selection"]["cells"]
+if cells and {"site", "feature"} <= set(circuit.table.columns):
+    row = circuit.table.iloc[cells[0][0]]
+    if row["feature"] is not None and row["feature"] == row["feature"] and int(row["feature"]) >= 0:
+        open_in_site(str(row["site"]), int(row["feature"]))

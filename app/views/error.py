@@ -1,0 +1,93 @@
+"""Error: what the SAE leaves out, its linear and nonlinear parts, and on which tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import shell
+import streamlit as st
+
+from saelab.analysis.dark_matter.result import load_dark_matter
+from saelab.workflows.browse import DARK_MATTER, stamp
+from saelab.workflows.results import short, worst_tokens
+
+EXAMPLE = "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
+PARTS = {"total": "the whole error", "linear": "its linear part", "nonlinear": "its nonlinear part"}
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the result …")
+def result_in(folder, changed):
+    """Return a saved result; ``changed`` makes a new one in the same folder count as another."""
+    return load_dark_matter(folder)
+
+
+st.title("Error")
+found = shell.results(DARK_MATTER)
+if not found:
+    sae = shell.place().sae or "PATH/TO/SAE"
+    st.info("What an SAE's error is made of is measured on an activation store. This does it:")
+    st.code(f"saelab dark-matter {sae} --store PATH/TO/STORE --out dark-matter", language="bash")
+    st.caption("The Prompt page colours a text by what the SAE misses without it.")
+    st.stop()
+folder = shell.choose_result(found, "dark_matter")
+with shell.guarded():
+    result = result_in(folder, stamp(folder))
+names = [d.name for d in result.decompositions]
+name = names[0] if len(names) == 1 else st.selectbox("SAE", names, index=names.index(result.main), key="error_sae")
+about = next(d for d in result.decompositions if d.name == name)
+shell.metrics(
+    {
+        "FVU": (f"{about.fvu:.4f}", "Fraction of variance unexplained, on contexts that no fit has seen."),
+        "linear": (
+            f"{about.fvu_linear:.4f}",
+            "FVU of the part of the error that a linear map of the activation gives.",
+        ),
+        "nonlinear": (f"{about.fvu_nonlinear:.4f}", "FVU of the rest."),
+        "R² of the error": (f"{about.r2:.3f}", "Of the error vector, predicted linearly from the activation."),
+        "L0": (f"{about.l0:.3g}", "Active features per token."),
+        "tokens": (f"{about.n_test:,}", "Tokens it was measured on."),
+    }
+)
+st.caption(shell.plain(f"{result.model} at {result.site}, text {result.text}; folder {short(folder)}."))
+
+st.subheader("In a text")
+with st.form("error_form", border=False):
+    text = st.text_area("Text", EXAMPLE, key="error_text", height=110)
+    go = st.form_submit_button("Read it", icon=":material/play_arrow:", type="primary")
+if go:
+    with shell.guarded():
+        live = shell.live_of(Path(result.saes[name]))
+        st.session_state.errors = (str(folder), name, live.error_of(text, result.maps[name]))
+kept = st.session_state.get("errors")
+if kept is not None and kept[:2] == (str(folder), name):
+    errors = kept[2]
+    live = shell.live_of(Path(result.saes[name]))
+    part = st.segmented_control(
+        "Colour by", list(PARTS), default="total", required=True, format_func=PARTS.get, key="error_part"
+    )
+    share = getattr(errors, part) / np.maximum(errors.x, 1e-30)
+    top = float(np.nanmax([*errors.total / np.maximum(errors.x, 1e-30), 1e-6]))
+    shell.html(live.values_html(errors.token_id.tolist(), share, top, f"{PARTS[part]} over the squared norm"))
+    st.caption("Tokens without colour are not encoded (BOS), or are reconstructed well.")
+
+st.subheader("Tokens that it fails on")
+place = next((p for p in shell.library().places if p.store and str(p.sae) == result.saes[name]), None)
+with shell.guarded():
+    vocabulary = shell.opened_at(place).store.vocabulary if place is not None else None
+    frame = worst_tokens(result, name, vocabulary)
+percent = {part: st.column_config.NumberColumn(format="percent") for part in ("error", "linear", "nonlinear")}
+st.dataframe(frame, hide_index=True, width="stretch", column_config=percent, height=300)
+st.caption("Share of the squared norm in the error, over all occurrences of a token seen at least ten times.")
+
+st.subheader("Findings")
+tables = result.frames()
+if "findings" in tables:
+    st.dataframe(tables["findings"], hide_index=True, width="stretch")
+drawn = result.figures()
+for k, (title, (figure, _)) in enumerate(drawn.items()):
+    if k % 2 == 0:
+        cells = st.columns(2, gap="large")
+    with cells[k % 2]:
+        st.subheader(title.replace("_", " "))
+        shell.chart(figure, f"dark_{title}")
+for note in result.notes:
+    st.caption(shell.plain(note))
