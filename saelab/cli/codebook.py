@@ -1,0 +1,28 @@
+"""``saelab codebook``: a model trained around codebooks."""
+
+import json
+
+import click
+
+from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
+from saelab.workflows.codebook import CodebookJob, run_codebook
+
+
+def _codebook(job: CodebookJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        report = run_codebook(job, out, force=force, resume=resume)
+    if as_json:
+        click.echo(json.dumps({"path": str(report.folder), "metrics": report.metrics}))
+    else:
+        console.out.print(console.key_value_table(str(report.folder), report.metrics))
+
+
+command = config_command(
+    "codebook",
+    CodebookJob,
+    _codebook,
+    extra=[out_option("Folder of the model and its codebooks."), force_option(), resume_option(), json_option()],
+    help_text="Train a model around codebooks at its attention-output and MLP-output sites, as CONFIG.yaml says.",
+)
