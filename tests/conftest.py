@@ -21,6 +21,7 @@ install_import_hook(
         "saelab.core",
         "saelab.kernels",
         "saelab.sae",
+        "saelab.sparsity",
         "saelab.activations",
         "saelab.training",
         "saelab.features",

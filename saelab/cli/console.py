@@ -11,6 +11,8 @@ from rich.table import Table
 from saelab.core.progress import set_progress
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from saelab.analysis.evaluation import Evaluation
     from saelab.workflows.demo import DemoResult
     from saelab.workflows.show import FeatureCard
@@ -42,6 +44,21 @@ def key_value_table(title: str, values: Mapping[str, Any], notes: Mapping[str, s
     for key, value in values.items():
         cells = [key, format_value(value)]
         table.add_row(*cells, *([notes.get(key, "")] if notes else []))
+    return table
+
+
+def frame_table(title: str, frame: "pd.DataFrame", limit: int = 60) -> Table:
+    """A frame as a table, numbers to the right; of a long one the first ``limit`` rows."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    from pandas import isna
+    from pandas.api.types import is_numeric_dtype
+
+    for name, kind in frame.dtypes.items():
+        table.add_column(str(name).replace("_", " "), justify="right" if is_numeric_dtype(kind) else "left")
+    for row in frame.head(limit).itertuples(index=False):
+        table.add_row(*("" if isna(value) else format_value(value) for value in row))
+    if len(frame) > limit:
+        table.caption = f"{len(frame) - limit:,} more rows"
     return table
 
 

@@ -43,11 +43,13 @@ def config_command(
     positional: str | None = None,
     extra: list[click.Parameter] | None = None,
     help_text: str = "",
+    part: str | None = None,
 ) -> click.Command:
     """Build a command that calls ``function(config, **extra)``.
 
     ``positional`` names the key that the first argument sets (``sae`` in ``saelab eval SAE``); when it is None the
-    first argument is the YAML file itself. Every other key is an option.
+    first argument is the YAML file itself. Every other key is an option. ``part`` names a key whose keys may come from
+    a YAML file of their own: ``--part FILE``.
     """
     params: list[click.Parameter] = []
     if positional is None:
@@ -55,6 +57,9 @@ def config_command(
     else:
         params.append(click.Argument([positional], required=False, metavar=positional.upper()))
         params.append(click.Option(["--config", "config_file"], metavar="FILE", help="YAML file with any of the keys."))
+    if part is not None:
+        text = f"YAML file with the {part}'s keys."
+        params.append(click.Option([f"--{part}", "part_file"], metavar="FILE", help=text))
     keys: dict[str, tuple[str, Any]] = {}
     for key, annotation, default, description in leaf_fields(config_class):
         if key == positional:
@@ -69,6 +74,8 @@ def config_command(
         file = given.pop("config_file", None)
         source = str(file) if file else "command line"
         data = load_yaml(resolve_config(file)) if file else {}
+        if part is not None and (part_file := given.pop("part_file")):
+            data, source = {**data, part: load_yaml(resolve_config(part_file))}, str(part_file)
         overrides = {
             key: _value(given[parameter], annotation)
             for parameter, (key, annotation) in keys.items()

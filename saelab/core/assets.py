@@ -24,7 +24,7 @@ def resolve_config(path: str | Path) -> Path:
     path = Path(path)
     if path.exists():
         return path
-    parts = path.parts[-2:] if len(path.parts) > 1 and path.parts[-2] == "configs" else ("configs", path.name)
+    parts = path.parts[path.parts.index("configs") :] if "configs" in path.parts else ("configs", *path.parts)
     try:
         return asset(*parts)
     except MissingFileError:

@@ -121,4 +121,5 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
 
 def _is_union_tag(part: Any, loc: tuple[Any, ...]) -> bool:
     """Pydantic puts a discriminated union's tag into the location; it is no key that the user wrote."""
-    return isinstance(part, str) and loc.index(part) == 1 and len(loc) > 2 and loc[0] == "sae"
+    at = loc.index(part)
+    return isinstance(part, str) and 0 < at < len(loc) - 1 and loc[at - 1] in ("sae", "method")

@@ -54,6 +54,8 @@ class SubjectModel:
         """What :func:`load_model` was given."""
         self.fingerprint = loaded.fingerprint
         """Identifies config and weights, wherever the files lie."""
+        self.folder = loaded.folder
+        """Folder of the model's files (the hub cache's for a hub id), if there is one."""
         self.bridge = bridge
         self.plain: nn.Module = loaded.plain
         self._paths = dict(paths)

@@ -1,0 +1,203 @@
+"""Whole models: what is pruned, what is written, and that it reads back as a normal model."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from saelab.core.errors import ConfigError, ModelError
+from saelab.models.subject import load_model
+from saelab.sparsity.folder import check_masks, load_masks
+from saelab.sparsity.layers import linear_layers
+from saelab.sparsity.methods.structured import branches, silence
+from saelab.sparsity.recipe import Recipe
+from saelab.sparsity.sparsify import sparsify
+from saelab.workflows.sparsify import SparsifyJob, run_sparsify
+from saelab.workflows.sparsity_curve import CurveJob, knee, run_curve
+from tests.made import saelab
+from tests.models.tiny import CONTEXT, VOCAB, tiny_gpt2, tiny_llama, tokenizer_for
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def folder(request, tmp_path_factory):
+    made = (tiny_gpt2 if request.param == "gpt2" else tiny_llama)(tmp_path_factory.mktemp("model"))
+    tokenizer_for(made)
+    return made
+
+
+class Rows:
+    """Random rows of tokens."""
+
+    def __init__(self, n=24, seed=0):
+        self.tokens = torch.randint(1, VOCAB, (n, CONTEXT), generator=torch.Generator().manual_seed(seed))
+
+    def batches(self, rows_per_batch):
+        for part in self.tokens.split(rows_per_batch):
+            yield SimpleNamespace(tokens=part, keep=torch.ones_like(part, dtype=torch.bool))
+
+
+def recipe(**keys):
+    return Recipe.model_validate({"calibration_tokens": 200, **keys})
+
+
+def test_the_unembedding_and_norms_are_left_alone(folder):
+    model = load_model(str(folder))
+    names = [layer.name for layer in linear_layers(model.plain)]
+    assert not any("head" in name or "embed" in name or "wte" in name for name in names)
+    before = {name: value.clone() for name, value in model.plain.state_dict().items()}
+    sparsify(model, Rows(), recipe(method={"name": "magnitude"}, sparsity=0.5))
+    changed = {name for name, value in model.plain.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"{name}.weight" for name in names}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"method": {"name": "magnitude"}, "pattern": "layer", "sparsity": 0.5},
+        {"method": {"name": "magnitude"}, "pattern": "layer", "sparsity": 0.5, "allocation": "global"},
+        {"method": {"name": "random"}, "pattern": "row", "sparsity": 0.25, "allocation": "erk"},
+        {"method": {"name": "wanda"}, "pattern": "2:4"},
+        {"method": {"name": "dsnot"}, "pattern": "1:2"},
+        {"method": {"name": "sparsegpt", "block": 8}, "pattern": "layer", "sparsity": 0.5},
+        {"method": {"name": "wanda"}, "pattern": "row", "sparsity": 0.5, "allocation": "sensitivity"},
+    ],
+)
+def test_the_sparsity_asked_for_is_the_sparsity_counted(folder, keys):
+    model = load_model(str(folder))
+    done = sparsify(model, Rows(), recipe(**keys))
+    wanted = keys.get("sparsity", 0.5)
+    assert done.sparsity == pytest.approx(wanted, abs=0.02)
+    for layer in linear_layers(model.plain):
+        assert torch.equal(layer.weight != 0, done.masks[layer.name])
+
+
+def test_later_layers_see_the_inputs_of_pruned_ones(folder):
+    """Wanda's norms in block 1 are those with block 0 already pruned."""
+    model = load_model(str(folder))
+    reference = load_model(str(folder))
+    everything = sparsify(model, Rows(), recipe(sparsity=0.75))
+    early = [layer.name for layer in linear_layers(reference.plain) if layer.block == 0]
+    late = [layer.name for layer in linear_layers(reference.plain) if layer.block == 1]
+    sparsify(reference, Rows(), recipe(sparsity=0.75, include=early))
+    second = sparsify(reference, Rows(), recipe(sparsity=0.75, include=late))
+    for name in late:
+        assert torch.equal(second.masks[name], everything.masks[name])
+    alone = sparsify(load_model(str(folder)), Rows(), recipe(sparsity=0.75, include=late))
+    assert any(not torch.equal(alone.masks[name], everything.masks[name]) for name in late)
+
+
+def test_cut_neurons_give_what_silenced_ones_give(folder, tmp_path):
+    """Shrinking is exact: the cut model equals the one whose dropped neurons were zeroed."""
+    rows = Rows()
+    whole, cut = load_model(str(folder)), load_model(str(folder))
+    done = sparsify(cut, rows, recipe(method={"name": "structured", "neurons": 0.5}))
+    kept = {}
+    for branch, small in zip(branches(whole.plain, "neurons"), branches(cut.plain, "neurons"), strict=True):
+        wide, narrow = branch.out.weight, small.out.weight
+        assert narrow.shape[1] == round(wide.shape[1] / 2)
+        kept[branch.out.name] = torch.tensor([any(torch.equal(w, n) for n in narrow.T) for w in wide.T])
+        silence(branch, kept[branch.out.name])
+    assert torch.allclose(whole.logits(rows.tokens), cut.logits(rows.tokens), atol=1e-4)
+    assert next(iter(done.config.values())) == sum(next(iter(kept.values()))).item()
+
+
+def test_silenced_heads_add_nothing(folder):
+    model = load_model(str(folder))
+    done = sparsify(model, Rows(), recipe(method={"name": "structured", "neurons": 0, "heads": 0.5}))
+    for branch in branches(model.plain, "heads"):
+        width = branch.unit
+        zero = [bool((branch.out.weight[:, h * width : (h + 1) * width] == 0).all()) for h in range(2)]
+        assert sorted(zero) == [False, True]
+    assert any("heads_kept" in layer.facts for layer in done.layers)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    letters = torch.randint(0, 22, (4000,), generator=torch.Generator().manual_seed(5))
+    path.write_text(" ".join("abcdefghijklmnopqrstuv"[i] for i in letters))
+    return path
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"method": {"name": "wanda"}, "pattern": "2:4"},
+        {"method": {"name": "structured", "neurons": 0.25}},
+        {"method": {"name": "spqr", "group": 8}},
+    ],
+)
+def test_the_folder_is_a_normal_model_with_masks(folder, text, tmp_path, keys):
+    job = SparsifyJob(model=str(folder), recipe=recipe(**keys), calibration=str(text), text=str(text), eval_tokens=600)
+    report = run_sparsify(job, tmp_path / "sparse")
+    again = load_model(str(tmp_path / "sparse"))
+    in_memory = load_model(str(folder))
+    done = sparsify(in_memory, job.read(in_memory, job.calibration, 200), job.recipe, seed=job.seed)
+    for name, value in in_memory.plain.state_dict().items():
+        assert torch.equal(again.plain.state_dict()[name], value), name
+    if done.masks:
+        masks = load_masks(tmp_path / "sparse")
+        assert all(torch.equal(masks[name], mask) for name, mask in done.masks.items())
+        assert check_masks(again, masks) == []
+    assert report.cost["kl"] > 0
+    assert again.tokenizer is not None
+    assert saelab("show", tmp_path / "sparse") == 0
+    assert saelab("harvest", tmp_path / "sparse", "--sites", "blocks.1.hook_resid_post", "--text", text, "--out",
+                  tmp_path / "store", "--harvest.max_tokens", 100) == 0  # fmt: skip
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(ModelError, match="Sequential has no linear layers, so there is nothing to prune"):
+        linear_layers(torch.nn.Sequential(torch.nn.LayerNorm(3)))
+
+
+def test_an_unknown_layer_is_named_with_the_nearest(folder):
+    with pytest.raises(ConfigError, match=r"no layer is called '.*7.*'"):
+        sparsify(load_model(str(folder)), Rows(), recipe(sparsity=0.5, include=["*.h.7.*"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--recipe.sparsity", "1.5"], "recipe.sparsity"),
+        (["--recipe.pattern", "3:5", "--recipe.sparsity", "0.5"], "pattern 3:5 means sparsity 0.4, not 0.5"),
+        (["--recipe.pattern", "2:5"], "2:5 does not divide layer"),
+        (["--recipe.method.name", "wandaa"], "wandaa"),
+        (["--calibration", "empty.txt"], "empty"),
+        (["--recipe", "configs/sparsity/nothing.yaml"], "not found: configs/sparsity/nothing.yaml"),
+        (["--recipe.method.stepz", "3"], "unknown option '--recipe.method.stepz'"),
+        (["--recipe.method.name", "spqr", "--recipe.sparsity", "0.5"], "decides by its own settings"),
+    ],
+)
+def test_mistakes_are_one_line(folder, text, tmp_path, capsys, monkeypatch, options, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    code = saelab("sparsify", folder, "--text", text, "--calibration", text, *options, "--out", tmp_path / "out")
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("saelab: ")]
+    assert code in (1, 2)
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in captured.err
+
+
+def test_the_curve_finds_a_planted_knee():
+    import numpy as np
+
+    x = np.linspace(0, 0.95, 20)
+    assert knee(x, np.where(x < 0.6, 1 + 0.1 * x, 1 + 0.1 * x + 8 * (x - 0.6))) == pytest.approx(0.6)
+
+
+def test_the_curve_is_written(folder, text, tmp_path):
+    job = CurveJob(
+        model=str(folder), calibration=str(text), text=str(text), eval_tokens=300, sparsities=(0.0, 0.3, 0.6, 0.9)
+    )
+    curve = run_curve(job, tmp_path / "curve")
+    first = curve.points[0]
+    assert first["loss"] == pytest.approx(first["loss_dense"])
+    assert {"layer", "N:8"} == set(curve.essential)
+    assert json.loads((tmp_path / "curve" / "curve.json").read_text())["points"][3]["sparsity"] == pytest.approx(
+        0.9, abs=0.01
+    )
+    assert "plotly" in (tmp_path / "curve" / "curve.html").read_text().lower()
