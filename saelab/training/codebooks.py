@@ -179,7 +179,7 @@ class _Run:
         self.recent = [*self.recent, (float(loss.detach()), float(own.detach()))][-max(1, config.steps // 10) :]
 
     def _watch(self, site: str, seen: dict[str, Tensor]) -> Any:
-        def note(module: Any, arguments: tuple[Tensor, ...]) -> None:
+        def note(module: Any, arguments: tuple[Any, ...]) -> None:
             seen[site] = arguments[0].detach()
 
         return self.model.codebook(site).register_forward_pre_hook(note)

@@ -1,5 +1,6 @@
 """A model around its codebooks, trained on TokFSM: files, exact resume, edits that do what they say."""
 
+import functools
 import os
 import signal
 
@@ -61,7 +62,7 @@ def test_a_codebook_for_each_head_and_one_for_the_mlp(make, tmp_path):
     assert [tuple(chosen[site].shape) for site in SITES] == [(2, 4, 2, 1), (2, 4, 1, 1)]
     # what comes out is what a plain model says whose site holds the codes
     subject = load_model(str(tmp_path))
-    by_hand = {site: (lambda a, book=model.codebook(site): book(a).detach()) for site in SITES}
+    by_hand = {site: functools.partial(lambda book, a: book(a).detach(), model.codebook(site)) for site in SITES}
     torch.testing.assert_close(model.logits(tokens), subject.logits(tokens, by_hand))
     with pytest.raises(SiteError, match=r"no codebook at 'blocks\.1\.hook_mlp_out'; did you mean"):
         model.codebook("blocks.1.hook_mlp_out")
