@@ -9,10 +9,22 @@ COMMANDS = {
     "tasks": ("circuits_edges", "tasks_command", "List the tasks and the models with known circuits."),
     "models": ("circuits_edges", "models_command", "Write the models with known circuits as folders."),
     "heads": ("circuits_edges", "heads_command", "Score heads by discrete SAE codes, in seconds, without ablations."),
-    "compare": ("circuits_edges", "compare_command", "Run all methods on a task: AUC, F1, faithfulness, CPR, CMD, seconds."),
-    "find": ("circuits_edges", "find_command", "Find the smallest faithful circuit of edges; check it on unseen prompts."),
+    "compare": (
+        "circuits_edges",
+        "compare_command",
+        "Run all methods on a task: AUC, F1, faithfulness, CPR, CMD, seconds.",
+    ),
+    "find": (
+        "circuits_edges",
+        "find_command",
+        "Find the smallest faithful circuit of edges; check it on unseen prompts.",
+    ),
     "features": ("circuits_features", "features_command", "Find the circuit of SAE features (and errors) of a task."),
-    "attention": ("circuits_features", "attention_command", "Explain a feature of an attention SAE by heads and positions."),
+    "attention": (
+        "circuits_features",
+        "attention_command",
+        "Explain a feature of an attention SAE by heads and positions.",
+    ),
     "graph": ("circuits_features", "graph_command", "Attribution graph of one prompt, with transcoders."),
 }
 

@@ -1,6 +1,7 @@
 """Commands of ``saelab circuits`` about heads and edges."""
 
 import json
+import math
 from typing import Any
 
 import click
@@ -12,15 +13,21 @@ from saelab.workflows.circuits import CompareJob, FindJob, HeadsJob, run_compare
 def _table(title: str, frame: Any) -> Any:
     from rich.table import Table
 
-    from saelab.cli.console import format_value
-
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in frame.columns:
         numeric = frame[name].dtype.kind in "fiu"
         table.add_column(str(name).replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
     for row in frame.itertuples(index=False):
-        table.add_row(*("-" if value != value else format_value(value) for value in row))
+        table.add_row(*(_short(value) for value in row))
     return table
+
+
+def _short(value: Any) -> str:
+    from saelab.cli.console import format_value
+
+    if isinstance(value, float) and math.isnan(value):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) and abs(value) < 100 else format_value(value)
 
 
 def _heads(job: HeadsJob, as_json: bool) -> None:
@@ -46,11 +53,15 @@ def _compare(job: CompareJob, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_finite(found.to_dict())))
         return
-    console.out.print(_table(f"{found.task} on {found.model} (accuracy {found.accuracy:.0%})", found.to_frame()))
+    console.out.print(
+        _table(
+            f"{found.task} on {found.model} (accuracy {found.accuracy:.0%})", found.to_frame().rename(columns=_COLUMNS)
+        )
+    )
     setting = found.setting
     console.out.print(
-        f"metric {setting.metric}, ablation {setting.ablation}, positions {setting.positions}; {found.n_train} prompts, "
-        f"judged on {found.n_heldout} held-out ones; faithfulness at {found.fraction:.0%} of edges",
+        f"metric {setting.metric}, ablation {setting.ablation}, positions {setting.positions}; {found.n_train} "
+        f"prompts, judged on {found.n_heldout} held-out ones; faithfulness at {found.fraction:.0%} of edges",
         style="dim",
     )
     console.out.print(
@@ -93,12 +104,16 @@ def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
         console.say(f"{out}: circuit.json, report.html")
 
 
+_COLUMNS = {"edge_auc": "AUC edge", "edge_f1": "F1 edge", "node_auc": "AUC node", "node_f1": "F1 node", "faithfulness": "faith",
+            "cpr": "CPR", "cmd": "CMD"}  # fmt: skip
+
+
 def _finite(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
-    return None if isinstance(data, float) and data != data else data
+    return None if isinstance(data, float) and math.isnan(data) else data
 
 
 heads_command = config_command("heads", HeadsJob, _heads, extra=[json_option()], help_text="Score heads by SAE codes.")

@@ -204,5 +204,7 @@ def _range(runner: Any) -> float:
     """What removing every edge does to the metric: the unit of tau."""
     found = abs(float(runner.scores(runner.graph.valid[None])[0]) - runner.clean_score)
     if found == 0:
-        raise ConfigError(f"removing every edge does not change {runner.setting.metric}; choose another metric or ablation")
+        raise ConfigError(
+            f"removing every edge does not change {runner.setting.metric}; choose another metric or ablation"
+        )
     return found

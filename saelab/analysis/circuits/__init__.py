@@ -1,0 +1,1 @@
+"""Circuits: which heads, edges and features do a task, with interventions as the judge."""

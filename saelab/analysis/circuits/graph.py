@@ -1,8 +1,8 @@
 """The edges of a transformer: which part writes to the residual stream, and which part reads what it wrote.
 
-Writers: ``embed``, ``pos`` (learned positions), heads ``a3.h1``, MLPs ``m3``. Readers: the query, key and value input of
-each head ``a3.h1<q>`` (key and value inputs belong to a key-value head, ``a3.kv0<k>`` where heads share them), the MLPs,
-and ``logits``. An edge is a (reader, writer) pair with the writer earlier in the forward pass; sets of edges and their
+Writers: ``embed``, ``pos`` (learned positions), heads ``a3.h1``, MLPs ``m3``. Readers: the query, key and value input
+of each head ``a3.h1<q>`` (key and value inputs belong to a key-value head, ``a3.kv0<k>`` where heads share them), the
+MLPs, and ``logits``. An edge is a (reader, writer) pair with the writer earlier in the forward pass; sets of edges and their
 scores are matrices (readers, writers). Names follow the circuit files of the EAP-IG and MIB repositories.
 """
 

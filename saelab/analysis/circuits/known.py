@@ -33,7 +33,7 @@ class HandSet:
     """A GPT-2 under construction, in terms of named parts of one half of the (mirrored) residual stream."""
 
     def __init__(
-        self, spaces: dict[str, int], n_layers: int, n_heads: int, d_head: int, hidden: int, n_ctx: int, seed: int
+        self, spaces: dict[str, int], *, n_layers: int, n_heads: int, d_head: int, hidden: int, n_ctx: int, seed: int
     ) -> None:
         from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -144,7 +144,15 @@ class HandSet:
 def hand_induction(folder: Path, seed: int = 0) -> Path:
     """Heads 0.0 and 1.0 do induction over 19 tokens (0 is BOS, where head 1.0 rests); all other heads are decoys."""
     vocab, places = 20, 16
-    made = HandSet({"token": vocab, "place": places, "previous": vocab, "out": vocab}, 2, 4, 48, 4, places, seed)
+    made = HandSet(
+        {"token": vocab, "place": places, "previous": vocab, "out": vocab},
+        n_layers=2,
+        n_heads=4,
+        d_head=48,
+        hidden=4,
+        n_ctx=places,
+        seed=seed,
+    )
     made.embed()
     before = torch.zeros(2 * made.half, made.d_head)
     place = made.spaces["place"]
@@ -184,7 +192,7 @@ def reverse(folder: Path, seed: int = 0) -> Path:
         "asked": longest + 1,
         "out": letters,
     }
-    made = HandSet(spaces, 4, 2, 36, 64, places, seed)
+    made = HandSet(spaces, n_layers=4, n_heads=2, d_head=36, hidden=64, n_ctx=places, seed=seed)
     made.embed()
     zero = torch.zeros(2 * made.half, made.d_head)
     is_letter, share = zero.clone(), torch.zeros(made.d_head, 2 * made.half)
@@ -227,7 +235,8 @@ def proportion(folder: Path, seed: int = 0) -> Path:
     from saelab.analysis.circuits.generators import SHARES
 
     vocab, places = 12, 9
-    made = HandSet({"token": vocab, "place": places, "marked": 1, "share": 1}, 2, 2, 32, 8, places, seed)
+    spaces = {"token": vocab, "place": places, "marked": 1, "share": 1}
+    made = HandSet(spaces, n_layers=2, n_heads=2, d_head=32, hidden=8, n_ctx=places, seed=seed)
     made.embed()
     token, place = made.spaces["token"].start, made.spaces["place"].start
     made.unit(0, 0, made.direction("token", 2) + made.direction("token", 4), 0.0, made.direction("marked", 0))

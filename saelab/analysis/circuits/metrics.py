@@ -2,11 +2,11 @@
 
 | metric | per prompt | larger means |
 |---|---|---|
-| ``logit_diff`` | logsumexp(right logits) - logsumexp(wrong logits): the difference of two logits for one answer each | better |
+| ``logit_diff`` | logsumexp(right logits) - logsumexp(wrong logits): with one answer each, a difference | better |
 | ``logit_margin`` | largest right logit - largest wrong logit | better |
 | ``prob_diff`` | summed probability of the right answers - of the wrong ones | better |
 | ``nll`` | -log(summed probability of the right answers) | worse |
-| ``kl`` | KL(p of the whole model \\|\\| p of this run) | worse |
+| ``kl`` | KL(p of the whole model, p of this run) | worse |
 """
 
 import torch

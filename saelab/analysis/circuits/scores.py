@@ -123,7 +123,7 @@ def top_edges(graph: EdgeGraph, scores: Float[np.ndarray, "r w"], n: int) -> Boo
 
 
 def curve(runner: EdgeRunner, scores: EdgeScores, fractions: tuple[float, ...] = FRACTIONS) -> Curve:
-    """Faithfulness of a method's best edges (or best heads, with all edges among them) at several shares of all edges."""
+    """Faithfulness of a method's best edges (or best heads and all edges among them) at several shares of all edges."""
     graph, sizes = runner.graph, [max(1, round(f * runner.graph.n_edges)) for f in fractions]
     if scores.edges is not None:
         circuits = [top_edges(graph, scores.edges, n) if n < graph.n_edges else graph.valid for n in sizes]

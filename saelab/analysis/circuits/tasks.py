@@ -27,7 +27,7 @@ Text = str | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A clean prompt where the task applies, a corrupted one of the same length, and what is right for the clean one."""
+    """A clean prompt where the task applies, a corrupted one as long, and what is right for the clean one."""
 
     clean: Text
     corrupted: Text

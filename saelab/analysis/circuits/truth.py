@@ -64,7 +64,7 @@ def truth_for(name: str, graph: EdgeGraph) -> Truth:
     for sources, targets, slots in spec.group_edges:
         froms = [w for s in sources for w in _writers(s, spec, graph, name)]
         for r, reader in enumerate(graph.readers):
-            if any(_is_target(t, reader, slots, spec, graph, name) for t in targets):
+            if any(_is_target(t, reader, slots, spec, graph) for t in targets):
                 edges[r, froms] = True
     return Truth(name, spec.source, edges & graph.valid & _earlier(graph, bool(spec.group_edges)), nodes)
 
@@ -103,12 +103,12 @@ def _writers(group: str, spec: TruthSpec, graph: EdgeGraph, name: str) -> list[i
     return [_writer(member, graph, name) for member in spec.groups[group]]
 
 
-def _is_target(target: str, reader: Reader, slots: list[str], spec: TruthSpec, graph: EdgeGraph, name: str) -> bool:
+def _is_target(target: str, reader: Reader, slots: list[str], spec: TruthSpec, graph: EdgeGraph) -> bool:
     if target in ("OUTPUT", "LOGITS"):
         return reader.slot == "logits" or (target == "OUTPUT" and reader.slot == "mlp")
     if reader.slot not in (*slots, "mlp"):
         return False
-    return any(w in reader.owners for w in _writers(target, spec, graph, name))
+    return any(w in reader.owners for w in _writers(target, spec, graph, spec.model))
 
 
 def describe_truth(name: str) -> dict[str, Any]:

@@ -1,0 +1,192 @@
+"""A circuit: the edges that do a task, how well they do it alone on unseen prompts, and how chance does."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from saelab.analysis.circuits.graph import EdgeGraph
+from saelab.analysis.circuits.run import EdgeRunner, Setting
+from saelab.analysis.circuits.scores import EdgeScores, faithfulness, node_circuit, top_edges
+from saelab.core.artifacts import prepare_output, read_json, read_manifest, write_json, write_manifest
+from saelab.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KIND = "circuit"
+"""Kind of the folder in its manifest."""
+SIZES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+"""Shares of edges that :func:`smallest_circuit` tries, smallest first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Edges of a model that do a task."""
+
+    model: str
+    model_fingerprint: str
+    task: str
+    method: str
+    """Method whose scores chose the edges."""
+    setting: Setting
+    graph: EdgeGraph
+    edges: Bool[np.ndarray, "r w"]
+    scores: Float[np.ndarray, "r w"]
+    """Effect (or attribution) of every edge by the method; 0 where it scores only heads."""
+    faithfulness_train: float
+    """(m(C) - m(nothing)) / (m(model) - m(nothing)) on the prompts it was found on."""
+    faithfulness: float
+    """The same on held-out prompts."""
+    completeness: float
+    """The same of everything but the circuit, on held-out prompts: near 0 when nothing is left outside."""
+    random_faithfulness: tuple[float, ...]
+    """The same of random circuits with as many edges, on held-out prompts."""
+    n_train: int
+    n_heldout: int
+    seed: int
+
+    @property
+    def n_edges(self) -> int:
+        """Edges in the circuit."""
+        return int(self.edges.sum())
+
+    @property
+    def share(self) -> float:
+        """Share of the model's edges in the circuit."""
+        return self.n_edges / self.graph.n_edges
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads in the circuit."""
+        chosen = set(self.graph.nodes(self.edges).tolist())
+        return [self.graph.writers[w] for w in self.graph.heads if w in chosen]
+
+    @property
+    def mlps(self) -> list[str]:
+        """MLPs in the circuit."""
+        return [self.graph.writers[w] for w in self.graph.nodes(self.edges) if self.graph.writers[w].startswith("m")]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row for each edge in the circuit, largest score first."""
+        import pandas as pd
+
+        names = self.graph.names(self.edges)
+        frame = pd.DataFrame({"edge": names, "score": [self.scores[self.graph.edge(name)] for name in names]})
+        return frame.sort_values("score", key=np.abs, ascending=False, kind="stable").reset_index(drop=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; :func:`load_circuit` makes the circuit from them again."""
+        kept = {n: v for n, v in vars(self).items() if n not in ("setting", "graph", "edges", "scores")}
+        frame = self.to_frame()
+        return {
+            **kept,
+            "setting": asdict(self.setting),
+            "graph": self.graph.to_dict(),
+            "n_edges": self.n_edges,
+            "share": self.share,
+            "heads": self.heads,
+            "mlps": self.mlps,
+            "edges": [{"edge": e, "score": float(s)} for e, s in zip(frame["edge"], frame["score"], strict=True)],
+        }
+
+    def plot(self) -> Any:
+        """Plotly figure of the circuit."""
+        from saelab.analysis.circuits.figure import circuit_figure
+
+        return circuit_figure(self)
+
+
+def smallest_circuit(
+    runner: EdgeRunner,
+    heldout: EdgeRunner,
+    scores: EdgeScores,
+    *,
+    target: float = 0.8,
+    n_random: int = 20,
+    seed: int = 0,
+) -> Circuit:
+    """Smallest circuit from a method's scores whose faithfulness is at least ``target`` on the runner's prompts.
+
+    Sizes are tried from ``SIZES``. Random circuits have as many edges, drawn from all. Raises :class:`ConfigError` when
+    even all edges that lead somewhere do not reach the target.
+    """
+    graph = runner.graph
+    sizes = [max(1, round(share * graph.n_edges)) for share in SIZES]
+    if scores.edges is not None:
+        tried = [top_edges(graph, scores.edges, n) for n in sizes]
+    else:
+        tried = [node_circuit(graph, scores.nodes, n) for n in sizes]
+    found = faithfulness(runner, np.stack(tried))
+    good = np.flatnonzero(found >= target)
+    if not len(good):
+        raise ConfigError(
+            f"no circuit from {scores.method} reaches faithfulness {target}; the best has {found.max():.2f}"
+        )
+    mask = tried[good[0]]
+    controls = random_circuits(graph, int(mask.sum()), n_random, seed)
+    judged = faithfulness(heldout, np.concatenate([mask[None], (graph.valid & ~mask)[None], controls]))
+    return Circuit(
+        model=runner.parts.model.name,
+        model_fingerprint=runner.parts.model.fingerprint,
+        task=runner.batch.name,
+        method=scores.method,
+        setting=runner.setting,
+        graph=graph,
+        edges=mask,
+        scores=np.zeros(graph.valid.shape) if scores.edges is None else np.nan_to_num(scores.edges),
+        faithfulness_train=float(found[good[0]]),
+        faithfulness=float(judged[0]),
+        completeness=float(judged[1]),
+        random_faithfulness=tuple(float(v) for v in judged[2:]),
+        n_train=len(runner.batch),
+        n_heldout=len(heldout.batch),
+        seed=seed,
+    )
+
+
+def random_circuits(graph: EdgeGraph, n_edges: int, n: int, seed: int) -> Bool[np.ndarray, "n r w"]:
+    """Return n circuits of exactly ``n_edges`` edges each, drawn from all edges alike."""
+    generator = np.random.default_rng(seed)
+    places = np.flatnonzero(graph.valid)
+    masks = np.zeros((n, graph.valid.size), bool)
+    for row in masks:
+        row[generator.choice(places, n_edges, replace=False)] = True
+    return masks.reshape(n, *graph.valid.shape)
+
+
+def save_circuit(circuit: Circuit, folder: str | Path, *, force: bool = False) -> Path:
+    """Write a circuit folder: ``circuit.json``, ``report.html``, and a manifest of kind ``circuit``."""
+    from saelab.analysis.circuits.report import circuit_report
+
+    folder = prepare_output(folder, force=force)
+    data = circuit.to_dict()
+    write_json(folder / "circuit.json", data)
+    (folder / "report.html").write_text(circuit_report(circuit), encoding="utf-8")
+    summary = ("model", "model_fingerprint", "task", "method", "setting", "n_edges", "share", "faithfulness")
+    write_manifest(folder, KIND, {"content": "edges", **{key: data[key] for key in summary}})
+    return folder
+
+
+def load_circuit(folder: str | Path) -> Circuit:
+    """Read a circuit folder."""
+    manifest = read_manifest(folder, KIND)
+    if manifest.get("content") != "edges":
+        raise ConfigError(f"{folder} holds a {manifest.get('content')} circuit, expected one of edges")
+    data = read_json(Path(folder) / "circuit.json")
+    graph = EdgeGraph.from_dict(data["graph"])
+    edges, scores = np.zeros_like(graph.valid), np.zeros(graph.valid.shape)
+    for entry in data["edges"]:
+        place = graph.edge(entry["edge"])
+        edges[place], scores[place] = True, entry["score"]
+    plain = ("model", "model_fingerprint", "task", "method", "faithfulness_train", "faithfulness", "completeness")
+    return Circuit(
+        **{key: data[key] for key in (*plain, "n_train", "n_heldout", "seed")},
+        setting=Setting(**data["setting"]),
+        graph=graph,
+        edges=edges,
+        scores=scores,
+        random_faithfulness=tuple(data["random_faithfulness"]),
+    )
