@@ -52,12 +52,14 @@ def build_features(
     force: bool = False,
     memory_bytes: int = 512 << 20,
     nearest: bool | None = None,
+    target_site: str | None = None,
 ) -> FeatureStore:
     """Encode a text with an SAE and write the feature store ``out``.
 
     ``max_tokens`` takes the fewest first rows that hold that many kept tokens. ``memory_bytes`` bounds the
     transposition. ``nearest`` says whether to look for each feature's nearest neighbour (by default up to 32,768
-    features). The store that is returned has ``timings`` (seconds and tokens per second), which are not in the folder.
+    features). ``target_site`` is where a transcoder's features write to, if not ``site``. The store that is returned has
+    ``timings`` (seconds and tokens per second), which are not in the folder.
 
     An interrupted build leaves no manifest, so that it cannot be taken for a store; build again with ``force``.
 
@@ -75,7 +77,7 @@ def build_features(
     require_disk(folder, 28 * totals.nnz, f"the matrix by feature ({human_bytes(8 * totals.nnz)}, and scratch)")
     columns = Transposer(folder, totals, model.d_vocab, memory_bytes).run()
     transposed = time.perf_counter()
-    columns = _count_columns(totals) | columns | weight_columns(model, sae, site, nearest)
+    columns = _count_columns(totals) | columns | weight_columns(model, sae, target_site or site, nearest)
     for name, column in columns.items():
         write_npy(folder / SUMMARY / f"{name}.npy", column)
     write_vocabulary(folder, token_bytes(model))

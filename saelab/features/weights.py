@@ -24,21 +24,25 @@ RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_ou
 def weight_columns(model: Model, sae: Dictionary, site: str, nearest: bool | None) -> dict[str, Array]:
     """Summary columns that need no text.
 
-    ``decoder_norm``; ``encoder_decoder_cosine``; ``nearest`` and ``nearest_cosine``: the other feature whose decoder
-    row is closest (see ``NEAREST_UP_TO``); and, for sites in the residual stream of a model that shows its unembedding,
+    ``site`` is the one that decoder rows write to. ``decoder_norm``; ``encoder_decoder_cosine`` (nan where a transcoder
+    reads and writes different widths); ``nearest`` and ``nearest_cosine``: the other feature whose decoder row is
+    closest (see ``NEAREST_UP_TO``); and, for sites in the residual stream of a model that shows its unembedding,
     ``logit_top_ids``, ``logit_top``, ``logit_bottom_ids``, ``logit_bottom`` of shape (d_sae, ``LOGIT_TOKENS``).
     """
     decoder = sae.W_dec.detach().float()
     norm = decoder.norm(dim=1)
     unit = decoder / norm.clamp_min(1e-30)[:, None]
     encoder = sae.W_enc.detach().float().T
+    one_space = encoder.shape == decoder.shape
     columns = {
         "decoder_norm": norm,
-        "encoder_decoder_cosine": torch.cosine_similarity(encoder, decoder, dim=1),
+        "encoder_decoder_cosine": (
+            torch.cosine_similarity(encoder, decoder, dim=1) if one_space else torch.full_like(norm, torch.nan)
+        ),
     }
     if nearest if nearest is not None else sae.d_sae <= NEAREST_UP_TO:
         columns |= _nearest(unit)
-    to_logits = unembedding(model, site, sae.d_in)
+    to_logits = unembedding(model, site, decoder.shape[1])
     if to_logits is not None:
         columns |= _logit_weights(decoder, to_logits.to(decoder))
     return {name: column.cpu().numpy() for name, column in columns.items()}

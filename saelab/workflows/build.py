@@ -23,6 +23,7 @@ class BuildJob(SaeCorpusJob):
 def run_build(job: BuildJob, out: str | Path, *, force: bool = False) -> "FeatureStore":
     """Build the feature store of ``job`` in the folder ``out``."""
     from saelab.features.build import build_features
+    from saelab.sae.folder import load_meta
 
     model, sae, rows, site = open_job(job)
     return build_features(
@@ -35,4 +36,5 @@ def run_build(job: BuildJob, out: str | Path, *, force: bool = False) -> "Featur
         rows_per_batch=job.rows_per_batch,
         memory_bytes=job.memory_mb << 20,
         force=force,
+        target_site=load_meta(job.sae).get("provenance", {}).get("target_site"),
     )

@@ -376,7 +376,9 @@ def test_transcoder_replaces_its_target_by_what_it_makes_of_its_input(skip):
     x = kept_activations(model, rows)
     y = x @ model.M.double()
     y_hat = sae(x.float()).double()
-    assert result.fvu == pytest.approx(float((y - y_hat).square().sum() / (y - y.mean(0)).square().sum()), rel=1e-6, abs=1e-9)
+    assert result.fvu == pytest.approx(
+        float((y - y_hat).square().sum() / (y - y.mean(0)).square().sum()), rel=1e-6, abs=1e-9
+    )
     assert result.fvu_trained == pytest.approx(result.fvu, rel=1e-6, abs=1e-9)
     if skip:
         assert result.ce_recovered == pytest.approx(1)
