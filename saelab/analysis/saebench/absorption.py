@@ -46,7 +46,7 @@ class AbsorptionScores:
 def absorption_scores(
     x: np.ndarray, codes: Any, decoder: np.ndarray, probe: np.ndarray, main: Int64[np.ndarray, " k"]
 ) -> AbsorptionScores:
-    """Score examples: activations (n, d), codes (n, d_sae, SciPy sparse), raw-unit decoder (d_sae, d), direction (d,)."""
+    """Score examples: activations (n, d), codes (CSR, n by d_sae), raw-unit decoder (d_sae, d), direction (d,)."""
     direction = probe / np.linalg.norm(probe)
     norm = np.linalg.norm(decoder, axis=1)
     cosine = (decoder @ direction) / np.where(norm > 0, norm, np.inf)

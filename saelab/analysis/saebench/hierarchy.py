@@ -9,6 +9,7 @@ absorption, here with the direction v_p known. It says something about architect
 trained SAE that is being evaluated.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ from torch import Tensor
 from saelab.analysis.saebench.absorption import absorption
 from saelab.analysis.saebench.controls import Untrained, scale_of
 from saelab.analysis.saebench.examples import LabelledSet, Pooled
-from saelab.analysis.saebench.result import EvalResult
+from saelab.analysis.saebench.result import EvalResult, mean
 from saelab.core.batch import Batch
 from saelab.features.protocols import Dictionary
 from saelab.features.rows import encode_in_parts
 from saelab.sae import SAE, SAEConfig
 from saelab.sae.folder import load_sae
+from saelab.sae.topk import TopKConfig
 from saelab.training.config import FitConfig, TrainingConfig
 from saelab.training.loop import fit
 
@@ -50,7 +52,7 @@ class Hierarchy:
 
 
 def sample(n: int, seed: int, directions_seed: int = 0) -> Hierarchy:
-    """Draw n samples: each parent is on at a rate of 0.12, and then one of its three children in three of four cases."""
+    """Draw n samples: each parent is on at a rate of 0.12, then one of its three children in three of four cases."""
     fixed = torch.Generator().manual_seed(directions_seed)
     basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=fixed))[0].T
     generator = torch.Generator().manual_seed(seed)
@@ -123,7 +125,7 @@ def planted_absorption(config: SAEConfig, *, steps: int = STEPS, n: int = 20_000
 
 
 def small_config(config: SAEConfig, *, d_in: int, d_sae: int, k: int) -> SAEConfig:
-    """Return the architecture's config at other sizes, its other settings kept; TopK for one that cannot be so small."""
+    """Return the architecture's config at other sizes, its other settings kept; TopK where that cannot be."""
     from saelab.sae.registry import ARCHITECTURES
 
     values = config.model_dump()
@@ -132,12 +134,13 @@ def small_config(config: SAEConfig, *, d_in: int, d_sae: int, k: int) -> SAEConf
         if name in values and values[name] is not None:
             values[name] = k
     entry = ARCHITECTURES[config.architecture]
+    plain = TopKConfig(d_in=d_in, d_sae=d_sae, k=k)
     if getattr(entry.sae, "needs_gradient", False) or config.d_out != config.d_in:
-        entry = ARCHITECTURES["topk"]
-        values = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k}
-    made = entry.config(**values)
-    assert isinstance(made, SAEConfig)
-    return made
+        return plain
+    try:
+        return entry.config(**values)
+    except ValueError:  # settings that fit the large SAE's sizes alone (a fixed list of widths, say)
+        return plain
 
 
 def _labelled(x: Tensor, parents: Tensor, dictionaries: dict[str, Dictionary]) -> list[LabelledSet]:
@@ -159,10 +162,6 @@ def _over_parents(
     data: list[LabelledSet], decoders: dict[str, np.ndarray], about: dict[str, Any], directions: np.ndarray
 ) -> EvalResult:
     """Score each parent and join the results as those of one evaluation."""
-    import dataclasses
-
-    from saelab.analysis.saebench.result import mean
-
     found = [
         absorption(part, decoders, eval_type_id=EVAL, config=about, directions=directions[[p]])
         for p, part in enumerate(data)
