@@ -25,8 +25,8 @@ def report_html(result: "LazyNeurons") -> str:
     from saelab.analysis.lazy_figures import figures
 
     body = [
-        f"<p>{escape(result.model)} on {escape(result.source)}, {result.n_tokens:,} tokens. {result.positive:.1%} of the "
-        f"neurons are positive on a token, {result.above:.1%} over {result.epsilon:g} of their layer's root mean "
+        f"<p>{escape(result.model)} on {escape(result.source)}, {result.n_tokens:,} tokens. {result.positive:.1%} of "
+        f"the neurons are positive on a token, {result.above:.1%} over {result.epsilon:g} of their layer's root mean "
         "square.</p>",
         table(result.to_frame()),
     ]

@@ -87,12 +87,13 @@ def orthogonal_pursuit(
         best = _argmax(state.residual[:m], both) % atoms.shape[0]
         state.support[:m, step] = best
         chosen = unit[state.support[:m, : step + 1]]
-        row = torch.einsum("nkd,nd->nk", chosen, unit[best])
+        # An atom that is chosen again (the residual is 0 but for rounding) gets a place of its own with weight 0.
+        again = (state.support[:m, :step] == best[:, None]).any(1)
+        row = torch.einsum("nkd,nd->nk", chosen, unit[best]).masked_fill_(again[:, None], 0.0)
+        row[:, step] = 1 + 1e-6
         gram[:m, step, : step + 1], gram[:m, : step + 1, step] = row, row
-        along[:m, step, 0] = (target[:m] * unit[best]).sum(1)
-        # An atom chosen twice (a residual of 0) makes the Gram matrix singular: a trace of ridge decides.
-        ridge = 1e-7 * torch.eye(step + 1, dtype=gram.dtype, device=gram.device)
-        solved = torch.linalg.solve(gram[:m, : step + 1, : step + 1] + ridge, along[:m, : step + 1])
+        along[:m, step, 0] = (target[:m] * unit[best]).sum(1).masked_fill_(again, 0.0)
+        solved = torch.linalg.solve(gram[:m, : step + 1, : step + 1], along[:m, : step + 1])
         state.weights[:m, : step + 1] = solved.squeeze(2)
         state.residual[:m] = target[:m] - torch.einsum("nkd,nk->nd", chosen, state.weights[:m, : step + 1])
     return _result(signal, atoms, norms, state, order)

@@ -95,8 +95,9 @@ def fit_scaling(widths: list[int], fvu: list[float], fvu_nonlinear: list[float],
     free = max(len(w) - 3, 1)
     bound = lowest * (1 + float(f.ppf(0.95, 1, free)) / free) + 1e-18
     steps_c, steps_b = np.linspace(0, float(y.min()), 401), np.linspace(0.01, STEEPEST, 400)
-    c_in = [v for v in [*steps_c, c] if _best(w, y, fixed_c=v)[3] <= bound]
-    b_in = [v for v in [*steps_b, b] if _given_exponent(w, y, v)[2] <= bound]
+    squares = _squares(w, y, steps_c, steps_b)
+    c_in = [c, *steps_c[squares.min(1) <= bound]]
+    b_in = [b, *steps_b[squares.min(0) <= bound]]
     mean, quantile = float(flat.mean()), float(t.ppf(0.975, len(w) - 1))
     half = quantile * float(flat.std(ddof=1)) / len(w) ** 0.5
     slope, slope_half = _slope(np.log2(w), flat)
@@ -162,39 +163,35 @@ def _share(gain: float, left: float) -> float:
     return gain / left if left > 0 else float("nan")
 
 
-def _best(w: np.ndarray, y: np.ndarray, fixed_c: float | None = None) -> tuple[float, float, float, float]:
-    """Return a, b, c and the sum of squares of the bounded least-squares fit (c given, or free)."""
+def _best(w: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
+    """Return a, b, c and the sum of squares of the bounded least-squares fit."""
     from scipy.optimize import least_squares
 
-    def parameters(p: np.ndarray) -> tuple[float, float, float]:
-        return float(p[0]), float(p[1]), float(p[2]) if fixed_c is None else fixed_c
-
     def residuals(p: np.ndarray) -> np.ndarray:
-        a, b, c = parameters(p)
-        return np.asarray(c + a * (w / w[0]) ** -b - y)
+        return np.asarray(p[2] + p[0] * (w / w[0]) ** -p[1] - y)
 
-    best: tuple[float, float, float, float] | None = None
-    top = float(y.max()) + 1e-9
-    for b in (0.2, 0.7, 1.5):
-        start = [max(float(y[0] - y[-1]), 1e-6), b, *([0.5 * float(y.min())] if fixed_c is None else [])]
-        upper = [10 * top, STEEPEST, *([float(y.min()) + 1e-12] if fixed_c is None else [])]
-        lower = [0.0, 0.0, *([0.0] if fixed_c is None else [])]
-        found = least_squares(residuals, start, bounds=(lower, upper), xtol=1e-14, ftol=1e-14, gtol=1e-14)
-        a, b_found, c = parameters(found.x)
-        squares = float(np.square(found.fun).sum())
-        if best is None or squares < best[3]:
-            best = (a * float(w[0]) ** b_found, b_found, c, squares)
-    assert best is not None
-    return best
+    top, lowest = float(y.max()) + 1e-9, float(y.min())
+    tight = {"xtol": 1e-14, "ftol": 1e-14, "gtol": 1e-14}
+    found = [
+        least_squares(
+            residuals,
+            [max(float(y[0] - y[-1]), 1e-6), b, 0.5 * lowest],
+            bounds=([0.0, 0.0, 0.0], [10 * top, STEEPEST, lowest + 1e-12]),
+            **tight,
+        )
+        for b in (0.2, 0.7, 1.5)
+    ]
+    best = min(found, key=lambda fit: float(fit.cost))
+    a, b, c = (float(v) for v in best.x)
+    return a * float(w[0]) ** b, b, c, float(np.square(best.fun).sum())
 
 
-def _given_exponent(w: np.ndarray, y: np.ndarray, b: float) -> tuple[float, float, float]:
-    """Return a, c and the sum of squares with b given: a and c by non-negative least squares."""
-    from scipy.optimize import nnls
-
-    design = np.stack([(w / w[0]) ** -b, np.ones_like(w)], 1)
-    (a, c), norm = nnls(design, y)
-    return float(a), float(c), float(norm) ** 2
+def _squares(w: np.ndarray, y: np.ndarray, c: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sum of squares at every (c, b), with the a >= 0 that fits best."""
+    shape = (w / w[0]) ** -b[:, None]
+    left = y - c[:, None]
+    a = np.clip(left @ shape.T / np.square(shape).sum(1), 0, None)
+    return np.asarray(np.square(left[:, None, :] - a[:, :, None] * shape).sum(2))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
