@@ -20,7 +20,7 @@ _WHY = {
     "select_scored": "tiled over rows: neither pre-activations nor influences outlive a tile",
     "pre_activations_at": "backward visits the selected entries only, grouped by feature: deterministic",
     "decode": "embedding_bag reads k decoder rows per token instead of multiplying by all of them",
-    "co_activation": "sums of dense products of ranges of features that do not fit in a cache would be quadratic work",
+    "co_activation": "one addition per pair of active features of a token, into rows that a core's cache holds",
 }
 
 
