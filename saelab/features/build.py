@@ -58,8 +58,8 @@ def build_features(
 
     ``max_tokens`` takes the fewest first rows that hold that many kept tokens. ``memory_bytes`` bounds the
     transposition. ``nearest`` says whether to look for each feature's nearest neighbour (by default up to 32,768
-    features). ``target_site`` is where a transcoder's features write to, if not ``site``. The store that is returned has
-    ``timings`` (seconds and tokens per second), which are not in the folder.
+    features). ``target_site`` is where a transcoder's features write to, if not ``site``. The store that is returned
+    has ``timings`` (seconds and tokens per second), which are not in the folder.
 
     An interrupted build leaves no manifest, so that it cannot be taken for a store; build again with ``force``.
 

@@ -118,6 +118,7 @@ class _Run:
         if resume and (self.out / CHECKPOINT).is_file():
             self._restore()
             return
+        self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / PROGRESS, {"job": "codebook"})
         if not self.model.sites:
             return

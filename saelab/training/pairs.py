@@ -20,7 +20,7 @@ class PairedBatches:
     def __init__(
         self,
         positive: Float[Tensor, "n d"],
-        negative: Float[Tensor, "n d"],
+        negative: Float[Tensor, "m d_negative"],
         batch_size: int,
         *,
         context: Float[Tensor, "n d_context"] | None = None,
