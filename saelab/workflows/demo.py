@@ -15,6 +15,7 @@ from saelab.core.config import Config, apply_overrides, load_yaml, parse_config
 if TYPE_CHECKING:
     from saelab.analysis.evaluation import Evaluation
     from saelab.features.store import FeatureStore
+    from saelab.workflows.explain import ExplainResult
 
 
 class DemoJob(Config):
@@ -50,6 +51,8 @@ class DemoResult:
     """Tokens each stage went through."""
     paths: dict[str, str]
     """Where everything is."""
+    explained: "ExplainResult | None" = None
+    """Explanations and their scores beside controls (``full`` only)."""
 
     def to_dict(self) -> dict[str, Any]:
         """The one JSON object of ``saelab demo --json``."""
@@ -71,13 +74,22 @@ class DemoResult:
             "seconds": self.seconds,
             "tokens_per_second": {stage: self.tokens[stage] / self.seconds[stage] for stage in self.seconds},
             "paths": self.paths,
+            **({"explained": self.explained.to_dict()} if self.explained is not None else {}),
         }
 
 
 def run_demo(
-    job: DemoJob, out: str | Path, *, force: bool = False, say: Callable[[str], None] = lambda text: None
+    job: DemoJob,
+    out: str | Path,
+    *,
+    full: bool = False,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> DemoResult:
-    """Run the four stages into the folder ``out``; ``say`` receives a line per stage."""
+    """Run the four stages into the folder ``out``; ``say`` receives a line per stage.
+
+    ``full`` adds a fifth: explain and score every live feature, without a language model.
+    """
     from saelab.features.store import open_features
     from saelab.workflows.build import BuildJob, run_build
     from saelab.workflows.evaluate import EvaluateJob, run_evaluate
@@ -113,6 +125,13 @@ def run_demo(
     run_build(BuildJob(sae=sae, max_tokens=job.build_tokens), paths["features"])
     seconds["build"] = time.perf_counter() - started
     features = open_features(paths["features"])
+    explained = None
+    if full:
+        from saelab.workflows.explain import DEMO_SCORING, ExplainJob, run_explain
+
+        started = time.perf_counter()
+        explained = run_explain(ExplainJob(store=paths["features"], sae=sae, scoring=DEMO_SCORING), say=say)
+        seconds["explain"] = time.perf_counter() - started
     return DemoResult(
         evaluation=evaluation,
         features=features,
@@ -123,6 +142,8 @@ def run_demo(
             "train": fitted.tokens,
             "eval": evaluation.n_tokens,
             "build": features.n_tokens,
+            **({"explain": features.n_tokens} if explained is not None else {}),
         },
         paths={"model": str(asset("data", "pylm")), "store": paths["store"], "sae": sae, "features": paths["features"]},
+        explained=explained,
     )

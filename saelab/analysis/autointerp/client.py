@@ -182,7 +182,7 @@ class HttpJudge:
             return _read(found), "", 0.0
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise JudgeError(
-                f"{self.name} at {client.base_url} refuses: {_short(error)}; check --judge.model, the endpoint and the key in "
+                f"{self.name} at {client.base_url} refuses: {_short(error)}; check model, endpoint, and the key in "
                 f"{self.config.key_variable}"
             ) from None
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:

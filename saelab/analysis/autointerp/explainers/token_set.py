@@ -15,7 +15,7 @@ from saelab.features.render import visible
 NAME = "token-set"
 COVER = 0.9
 """Share of the activation mass that the set covers."""
-SHOWN = 12
+SHOWN = 8
 """Tokens named in the text; the set itself is in the explanation's ``detail``."""
 KEPT = 1000
 """Most tokens of a set."""

@@ -43,10 +43,10 @@ class ScoringConfig(Config):
     """Windows that are simulated, from all deciles."""
     kl: float = Field(default=0.5, gt=0)
     """Steering strength of the intervention, as KL (nats) of the next token's distribution."""
-    generated: int = Field(default=16, ge=1)
+    generated: int = Field(default=12, ge=1)
     """Tokens written under steering."""
     texts: int = Field(default=2, ge=1)
-    """Beginnings that are continued for each feature."""
+    """Beginnings that are continued under each feature, the same for all."""
     seed: int = Field(default=0, ge=0)
     """Seed of orders and draws."""
 

@@ -21,10 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.analysis.autointerp import prompts
-from saelab.analysis.autointerp.intervals import Estimate, mean, proportion
+from saelab.analysis.autointerp.examples import Corpus
+from saelab.analysis.autointerp.intervals import mean, proportion
 from saelab.analysis.autointerp.judge import Judge, Request, ask_all
 from saelab.analysis.autointerp.parse import parse_index
-from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, draws, make_score
+from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, make_score
 from saelab.analysis.autointerp.scorers.losses import mean_losses
 from saelab.analysis.prompt import write_directions
 from saelab.features.explanations import Score
@@ -36,8 +37,10 @@ WEAKEST, STRONGEST = 1e-3, 30.0
 """Strengths tried, in lengths of a typical activation at the site."""
 BATCH = 256
 """Rows that are continued at once."""
-BEGINNING_TOKENS = 16
-"""Tokens of a beginning: those before a negative window's middle."""
+BEGINNING_TOKENS = 8
+"""Tokens of a beginning."""
+LONGEST = 32
+"""Tokens of an explanation whose probability is taken."""
 ABOUT = "\n# This text is about: "
 """What stands between a text and the explanation whose probability is taken."""
 
@@ -53,60 +56,56 @@ class InterventionScorer:
     ) -> None:
         self.config, self.model, self.sae, self.site, self.judge = config, model, sae, site, judge
         self.judge_name = judge.name if judge else str(model.name)
+        self._shared: tuple[Tensor, list[Tensor]] | None = None
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         """Score explanations, many features in each forward pass."""
-        rows: list[tuple[int, Tensor]] = []
-        for number, (examples, _) in enumerate(items):
-            rows += [(number, beginning) for beginning in self._beginnings(examples)]
-        if not rows:
+        if not items:
             return []
-        clean, steered, reached = [], [], []
-        features = [examples.feature for examples, _ in items]
-        directions = write_directions(self.sae, features)
-        for k in range(0, len(rows), BATCH):
-            part = rows[k : k + BATCH]
-            tokens = torch.stack([beginning for _, beginning in part])
-            vectors = directions[[number for number, _ in part]]
+        beginnings, clean = self._beginnings(items[0][0].score.corpus)
+        texts, rows = len(beginnings), len(items) * len(beginnings)
+        directions = write_directions(self.sae, [examples.feature for examples, _ in items])
+        steered, reached = [], []
+        for k in range(0, rows, BATCH):
+            part = np.arange(k, min(k + BATCH, rows))
+            tokens, vectors = beginnings[part % texts], directions[part // texts]
             strengths, kls = self.strengths(tokens, vectors)
             reached += kls.tolist()
-            clean += list(self._continued(tokens, None))
             steered += list(self._continued(tokens, strengths[:, None] * vectors))
-        values = (
-            self._judged(items, rows, clean, steered) if self.judge else self._by_model(items, rows, clean, steered)
-        )
-        scores = []
-        for number, (examples, explanation) in enumerate(items):
-            mine = [k for k, (owner, _) in enumerate(rows) if owner == number]
-            if not mine:
-                continue
-            found = np.array([values[k] for k in mine], np.float64)
-            estimate: Estimate = proportion(float((found == 1).sum()), len(found)) if self.judge else mean(found)
-            scores.append(
-                make_score(
-                    estimate,
-                    examples.feature,
-                    self.name,
-                    n=len(mine),
-                    failures=int(np.isnan(found).sum()),
-                    author=explanation.author if explanation else "",
-                    judge=self.judge_name,
-                    detail={"kl": float(np.mean([reached[k] for k in mine]))},
-                )
-            )
-        return scores
+        judged = self._judged if self.judge else self._by_model
+        values = np.array(judged(items, beginnings, clean, steered)).reshape(len(items), texts)
+        kl = np.array(reached).reshape(len(items), texts)
+        return [
+            self._score(item, found, float(of_feature.mean()))
+            for item, found, of_feature in zip(items, values, kl, strict=True)
+        ]
 
-    def _beginnings(self, examples: Any) -> list[Tensor]:
-        """First tokens of negative windows: text to which the feature has nothing to say yet."""
-        generator = draws(self.config, self.name, examples.feature)
-        bos = self.model.tokenizer.bos_token_id
-        order = generator.permutation(len(examples.negatives)).tolist()
-        long_enough = [k for k in order if len(examples.negatives.ids(k)) >= BEGINNING_TOKENS]
-        found = []
-        for k in long_enough[: self.config.texts]:
-            ids = examples.negatives.ids(k)[:BEGINNING_TOKENS].tolist()
-            found.append(torch.tensor([*([] if bos is None else [bos]), *ids]))
-        return found
+    def _score(self, item: Item, found: np.ndarray, kl: float) -> Score:
+        estimate = proportion(float((found == 1).sum()), len(found)) if self.judge else mean(found)
+        return make_score(
+            estimate,
+            item[0].feature,
+            self.name,
+            n=len(found),
+            failures=int(np.isnan(found).sum()),
+            author=item[1].author if item[1] else "",
+            judge=self.judge_name,
+            detail={"kl": kl},
+        )
+
+    def _beginnings(self, corpus: Corpus) -> tuple[Tensor, list[Tensor]]:
+        """First tokens of some windows of the score half, the same for all features, and their clean continuations."""
+        if self._shared is None:
+            windows = corpus.windows
+            long_enough = np.flatnonzero(windows.scored & (windows.stops - windows.starts >= BEGINNING_TOKENS))
+            generator = np.random.default_rng([self.config.seed, 13])
+            chosen = generator.choice(long_enough, min(self.config.texts, len(long_enough)), replace=False)
+            bos = self.model.tokenizer.bos_token_id
+            start = [] if bos is None else [bos]
+            rows = [[*start, *corpus.window_ids(w)[:BEGINNING_TOKENS].tolist()] for w in chosen.tolist()]
+            tokens = torch.tensor(rows)
+            self._shared = tokens, list(self._continued(tokens, None))
+        return self._shared
 
     @torch.no_grad()
     def strengths(
@@ -152,18 +151,18 @@ class InterventionScorer:
         return str(self.model.tokenizer.decode(ids.tolist()))
 
     def _judged(
-        self, items: Sequence[Item], rows: Sequence[tuple[int, Tensor]], clean: list[Tensor], steered: list[Tensor]
+        self, items: Sequence[Item], beginnings: Tensor, clean: list[Tensor], steered: list[Tensor]
     ) -> list[float]:
         """1 for right, 0 for wrong, nan for an answer that cannot be read (which counts as wrong)."""
         assert self.judge is not None, "asked without a judge"
-        sides, requests = [], []
-        for k, (number, beginning) in enumerate(rows):
-            examples, explanation = items[number]
-            side = int(np.random.default_rng([self.config.seed, examples.feature, k - rows[0][0]]).integers(2))
-            pair = (self._text(clean[k]), self._text(steered[k]))
+        sides, requests, texts = [], [], len(beginnings)
+        for k, written in enumerate(steered):
+            examples, explanation = items[k // texts]
+            side = int(np.random.default_rng([self.config.seed, examples.feature, k % texts]).integers(2))
+            pair = (self._text(clean[k % texts]), self._text(written))
             first, second = pair if side else pair[::-1]
             said = explanation.text if explanation else ""
-            messages = prompts.intervention_messages(said, self._text(beginning), first, second)
+            messages = prompts.intervention_messages(said, self._text(beginnings[k % texts]), first, second)
             sides.append(side)
             requests.append(Request(messages, max_tokens=8))
         replies = ask_all(self.judge, requests)
@@ -172,23 +171,17 @@ class InterventionScorer:
 
     @torch.no_grad()
     def _by_model(
-        self, items: Sequence[Item], rows: Sequence[tuple[int, Tensor]], clean: list[Tensor], steered: list[Tensor]
+        self, items: Sequence[Item], beginnings: Tensor, clean: list[Tensor], steered: list[Tensor]
     ) -> list[float]:
-        about = self._encode(ABOUT)
-        said = [self._encode(explanation.text if explanation else "")[:64] or [0] for _, explanation in items]
-        sequences = [
-            (list(text.tolist()) + about, said[number])
-            for texts in (steered, clean)
-            for (number, _), text in zip(rows, texts, strict=True)
-        ]
-        log_p = [-loss for loss in self._losses(sequences)]
-        return [log_p[k] - log_p[len(rows) + k] for k in range(len(rows))]
+        about, texts = self._encode(ABOUT), len(beginnings)
+        said = [self._encode(explanation.text if explanation else "")[:LONGEST] or [0] for _, explanation in items]
+        bos = self.model.tokenizer.bos_token_id
+        start = [] if bos is None else [bos]
+        rows = [([*start, *text.tolist(), *about], said[k // texts]) for k, text in enumerate(steered)]
+        rows += [([*start, *clean[k % texts].tolist(), *about], said[k // texts]) for k in range(len(steered))]
+        losses = mean_losses(self.model, rows)
+        return [losses[len(steered) + k] - losses[k] for k in range(len(steered))]
 
     def _encode(self, text: str) -> list[int]:
         clean = text.encode("utf-8", "replace").decode("utf-8")
         return list(self.model.tokenizer(clean, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def _losses(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        bos = self.model.tokenizer.bos_token_id
-        start = [] if bos is None else [bos]
-        return mean_losses(self.model, [(start + before, after) for before, after in sequences])

@@ -1,6 +1,6 @@
 """Surprisal: how far the explanation lowers a language model's loss on windows where the feature fires.
 
-With CE the loss of a window's tokens after a beginning (two worked examples, then a description and the window),
+With CE the loss of a window's tokens after a beginning (a worked example, then a description and the window),
 
     gain = CE after "various unrelated pieces of text" - CE after the explanation
 
@@ -18,9 +18,9 @@ from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, draws, 
 from saelab.analysis.autointerp.scorers.losses import mean_losses
 from saelab.features.explanations import Explanation, Score
 
-BEGINNING = (
-    'Text with: numbers\n1, 2, 3, 14, 159\n\nText with: asking for a name\nname = input("name? ")\n\nText with: {}\n'
-)
+BEGINNING = "Text with: numbers\n1, 2, 3, 14, 159\n\nText with: {}\n"
+LONGEST = 48
+"""Tokens of an explanation that are read."""
 NEUTRAL = "various unrelated pieces of text"
 
 
@@ -83,7 +83,7 @@ class SurprisalScorer:
         tokenizer = self.model.tokenizer
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         before, after = (self._encode(part) for part in BEGINNING.split("{}"))
-        room = self.model.n_ctx - corpus.windows.length - len(bos) - len(before) - len(after)
+        room = min(LONGEST, self.model.n_ctx - corpus.windows.length - len(bos) - len(before) - len(after))
         return [*bos, *before, *self._encode(text)[: max(room, 0)], *after]
 
     def _ids(self, corpus: Corpus, window: int) -> list[int]:
