@@ -62,6 +62,9 @@ class SAE(nn.Module, ABC):
     """Whether decoder rows are kept at norm 1 in training."""
     in_code_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
     """Parameters and buffers that are measured in scaled units, so :meth:`fold_scale` divides them by s."""
+    encoder_start: ClassVar[float] = 0.2
+    """Norm of encoder columns at the start. Small ones soon point where the data want them; at norm 1 the random start
+    costs about a tenth more error after a few hundred steps (docs/quality.md)."""
     needs_gradient: ClassVar[bool] = False
     """Whether training needs ``Batch.gradient``."""
     needs_pairs: ClassVar[bool] = False
@@ -80,10 +83,10 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Draw decoder rows uniformly from the unit sphere and set the encoder to their transpose."""
+        """Draw decoder rows uniformly from the unit sphere; the encoder is ``encoder_start`` times their transpose."""
         self.W_dec.normal_(generator=generator)
         normalize_rows_(self.W_dec)
-        self.w_enc_t.copy_(self.W_dec)
+        self.w_enc_t.copy_(self.W_dec).mul_(self.encoder_start)
 
     # Sizes and views -------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ CROWDED = 8
 class OpenCodeSAE(SAE):
     """Base of SAEs whose number of active features is free."""
 
+    encoder_start = 1.0  # where biases and thresholds begin is told in units in which z is about N(0, 1)
+
     def crowded(self, n_entries: int, n_tokens: int) -> bool:
         """Return whether a code is so full that dense products are cheaper."""
         return n_entries * CROWDED > n_tokens * self.d_sae
