@@ -4,115 +4,29 @@
 
 The store is built by saelab's own builder from codes drawn at random (Zipf-distributed features), and kept for the next
 run. Each page is run as Streamlit's server runs it, in a process that has just been started, for features drawn at
-random; the time is that of the whole script with everything it sends.
+random; the time is that of the whole script with everything it sends, by the clock and of the processor (the latter
+hardly depends on what else the machine does). Then ``saelab app`` is started and opened in a headless Chromium: seconds
+to the first page, and the server's memory. What is mapped from files is the kernel's page cache, given up when anyone
+needs the memory: the shared libraries, and the parts of the store that were looked at.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from saelab.core.assets import asset
-from saelab.core.code import SparseCode
-from saelab.sae import TopKConfig, TopKSAE, save_sae
-
-SITE = "blocks.0.hook_resid_post"
-VOCABULARY = 20_000
 
 
-class Tokenizer:
-    """Words ``w0``, ``w1`` ..."""
-
-    all_special_ids = (0,)
-    bos_token_id = eos_token_id = 0
-    backend_tokenizer = SimpleNamespace(decoder="ByteLevel", pre_tokenizer="")
-
-    def __len__(self):
-        return VOCABULARY
-
-    def convert_ids_to_tokens(self, i):
-        """Return the token as it stands in a byte-level vocabulary."""
-        return f"Ġw{i}"
-
-
-class Model:
-    """Says nothing: activations are zeros."""
-
-    name, fingerprint, d_vocab, tokenizer = "synthetic", "0" * 8, VOCABULARY, Tokenizer()
-
-    def __init__(self, d_in):
-        self.d_in = d_in
-        generator = torch.Generator().manual_seed(1)
-        self.bridge = SimpleNamespace(W_U=torch.randn(d_in, VOCABULARY, generator=generator))
-
-    def width(self, site):
-        """Return the width of the only site."""
-        return self.d_in
-
-    def read(self, tokens, sites):
-        """Return zeros."""
-        return dict.fromkeys(sites, torch.zeros(*tokens.shape, self.d_in))
-
-
-class Rows:
-    """Random tokens in rows of 256."""
-
-    def __init__(self, tokens):
-        self.n = tokens // 256
-
-    def batches(self, rows_per_batch, start_row=0):
-        """Yield the rows."""
-        generator = torch.Generator().manual_seed(0)
-        for k in range(0, self.n, rows_per_batch):
-            size = (min(rows_per_batch, self.n - k), 256)
-            tokens = torch.randint(1, VOCABULARY, size, generator=generator)
-            yield SimpleNamespace(tokens=tokens, keep=torch.ones_like(tokens, dtype=torch.bool))
-
-
-class Noise:
-    """The SAE's weights, and codes of ``l0`` features drawn from a Zipf-like distribution."""
-
-    def __init__(self, sae, l0):
-        self.d_in, self.d_sae, self.l0 = sae.d_in, sae.d_sae, l0
-        self.W_enc, self.W_dec, self.b_enc, self.b_dec = sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec
-        self.generator = np.random.default_rng(0)
-
-    def encode(self, x):
-        """Return l0 distinct features for each token."""
-        exponent = self.generator.random((len(x), self.l0)) ** 2
-        step = self.d_sae // self.l0
-        indices = np.arange(self.l0) * step + (exponent * step).astype(np.int64)
-        values = self.generator.random(indices.shape, np.float32) * 9 + 1
-        return SparseCode.from_topk(torch.from_numpy(indices), torch.from_numpy(values), self.d_sae)
-
-    def decode(self, code):
-        """Never asked for."""
-        raise NotImplementedError
-
-
-def make(folder, features, tokens, l0, d_in):
-    """Build the store and the SAE."""
-    from saelab.features.build import build_features
-
-    sae = TopKSAE(TopKConfig(d_in=d_in, d_sae=features, k=l0), seed=0)
-    save_sae(sae, folder / "sae", {"provenance": {"site": SITE}})
-    started = time.perf_counter()
-    with torch.no_grad():
-        build_features(
-            Model(d_in), Noise(sae, l0), Rows(tokens), SITE, folder / "features", nearest=False, rows_per_batch=64
-        )
-    print(f"built {features:,} features x {tokens:,} tokens in {time.perf_counter() - started:.0f} s")
-
-
-def memory():
-    """Return resident MiB of this process: private, and mapped from files."""
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+def memory(process="self"):
+    """Return resident MiB of a process: its own, and mapped from files."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    fields = dict(line.split(":") for line in lines if ":" in line)
     return [int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")]
 
 
@@ -125,10 +39,10 @@ def measure(folder, runs):
 
     config.set_option("runner.magicEnabled", False)  # as saelab app does
     result = {}
-    app = AppTest.from_file(str(asset("app", "main.py")), default_timeout=300)
-    started = time.perf_counter()
+    app = AppTest.from_file(str(asset("app", "main.py")), default_timeout=600)
+    started = time.perf_counter(), time.process_time()
     app.run()
-    result["first page, cold (imports too)"] = [time.perf_counter() - started]
+    result["first page, cold (imports too)"] = [(time.perf_counter() - started[0], time.process_time() - started[1])]
     result["overview"] = timed(app, runs, lambda k: None)
     app.switch_page("views/features.py").run()
     result["features, sort by another column"] = timed(
@@ -138,26 +52,63 @@ def measure(folder, runs):
     from saelab.features.store import open_features
 
     n = open_features(next(folder.rglob("features"))).n_features
-    chosen = np.random.default_rng(7).integers(0, n, runs + 1).tolist()
+    chosen = np.random.default_rng(7).integers(0, n, 4 * (runs + 1)).tolist()
     app.switch_page("views/feature.py").run()
 
     def other(k):
-        app.query_params["feature"] = str(chosen[k])
+        app.query_params["feature"] = str(chosen.pop())
 
-    result["feature"] = timed(app, runs, other)
+    for pane in ("Top contexts", "Across the range", "Related"):
+        app.session_state["pane"] = pane
+        result[f"feature, {pane.lower()}"] = timed(app, runs, other)
     assert not app.exception
-    print(json.dumps({"seconds": result, "memory": memory()}))
+    print(json.dumps({"seconds": result, "memory": memory(), "torch": "torch" in sys.modules}))
 
 
 def timed(app, runs, change):
-    """Seconds of each of some runs of a page, after one that is not counted."""
+    """Seconds, by the clock and of the processor, of each of some runs of a page, after one that is not counted."""
     seconds = []
     for k in range(runs + 1):
         change(k)
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         app.run()
-        seconds.append(time.perf_counter() - started)
+        seconds.append((time.perf_counter() - started[0], time.process_time() - started[1]))
     return seconds[1:]
+
+
+def first_page(folder, pages):
+    """Start ``saelab app``, open it in a browser; return seconds to the first page, and the server's memory.
+
+    Memory is taken before anybody has come, and after the first page and some feature pages.
+    """
+    from playwright.sync_api import sync_playwright
+    from screenshots import FLAGS, SETTLED, start
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    server, address = start([str(folder)])
+    try:
+        time.sleep(5)  # what is read ahead is read
+        before = memory(server.pid)
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+            page = browser.new_page()
+            page.set_default_timeout(180_000)
+            page.goto("about:blank")
+            started = time.perf_counter()
+            page.goto(address)
+            page.wait_for_selector("h1")
+            heading = time.perf_counter() - started
+            page.wait_for_function(SETTLED)
+            settled = time.perf_counter() - started
+            for i in range(pages):
+                page.goto(f"{address}/feature?feature={i * 37}")
+                page.wait_for_function(SETTLED)
+            after = memory(server.pid)
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(30)
+    return {"heading": heading, "settled": settled, "before": before, "after": after}
 
 
 def main():
@@ -170,25 +121,39 @@ def main():
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/saelab-app-benchmark"))
     parser.add_argument("--existing", action="store_true", help="measure what is in --folder (a demo run, say)")
+    parser.add_argument("--no-browser", action="store_true", help="leave out the started server and its memory")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         measure(options.folder, options.runs)
         return
     if not options.existing and not (options.folder / "features" / "manifest.json").is_file():
+        from synthetic_store import make  # imports torch, which the pages do without
+
         make(options.folder, options.features, options.tokens, options.l0, options.d_in)
     command = [sys.executable, __file__, "--child", "--folder", str(options.folder), "--runs", str(options.runs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     result = json.loads(done.stdout.splitlines()[-1])
-    print(f"{'page':40} {'median':>9} {'p95':>9}")
-    for name, seconds in result["seconds"].items():
-        print(f"{name:40} {np.median(seconds) * 1e3:6.0f} ms {np.quantile(seconds, 0.95) * 1e3:6.0f} ms")
-    private, mapped = result["memory"]
+    print(f"{'page':34} {'median':>9} {'p95':>9}   {'CPU median':>10} {'CPU p95':>9}")
+    for name, pairs in result["seconds"].items():
+        wall, cpu = (1e3 * np.array(column) for column in zip(*pairs, strict=True))
+        numbers = [np.median(wall), np.quantile(wall, 0.95), np.median(cpu), np.quantile(cpu, 0.95)]
+        print(f"{name:34} {numbers[0]:6.0f} ms {numbers[1]:6.0f} ms   {numbers[2]:7.0f} ms {numbers[3]:6.0f} ms")
+    print(f"resident memory after these: {described(result['memory'])}; torch imported: {result['torch']}")
+    if options.no_browser:
+        return
+    found = first_page(options.folder, 10)
     print(
-        f"resident memory: {private:.0f} MiB of its own, {mapped:.0f} MiB mapped from files (libraries and the store)"
+        f"started server, first page in a browser: heading {found['heading']:.2f} s, all drawn {found['settled']:.2f} s"
     )
+    print(f"server's memory: {described(found['before'])} started, {described(found['after'])} after 11 pages")
+
+
+def described(pair):
+    """Say a memory in words."""
+    return f"{sum(pair):.0f} MiB ({pair[0]:.0f} its own, {pair[1]:.0f} mapped from files: libraries and the store)"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import quality_report
+from jsonl import append_row, read_rows
 from quality_measure import HeldOut, by_gradient, measure, measure_as_trained
 from quality_plan import BATCH, PEERS, SAELAB, SEEDS, SWEEP_SEED, Variant, best_rate, key_of, next_rates, scores
 from quality_subjects import SUBJECTS, Opened, Subject, open_subject
@@ -43,23 +44,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
 CE_ROWS = 64
 """Rows of text that the model runs on with each SAE spliced in."""
-
-
-def read_rows(results: Path) -> list[dict[str, Any]]:
-    """Return the lines of a results file."""
-    if not results.is_file():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines() if line]
-
-
-def append_row(results: Path, row: dict[str, Any]) -> None:
-    """Write one line in one call, so that two lanes can share a file."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(results, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, (json.dumps(row) + "\n").encode())
-    finally:
-        os.close(handle)
 
 
 class Lane:

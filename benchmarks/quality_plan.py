@@ -79,9 +79,9 @@ SAELAB = (
         lr_of="feature_choice",
     ),
     _saelab("relu", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), sweep=(2.0, 5.0)),
-    _saelab("gated", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), sweep=(2.0, 5.0)),
+    _saelab("gated", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), lr_of="relu"),
     _saelab("jumprelu", knob="target_l0", sweep=(24, 44)),
-    _saelab("matryoshka"),
+    _saelab("matryoshka", lr_of="mutual_choice"),
 )
 PEERS = (
     Variant("saelens", "topk"),
