@@ -46,6 +46,9 @@ class HarvestConfig(Config):
     """Leave out tokens whose norm at any site exceeds this many times the running median norm."""
     gradients: bool = False
     """Also keep the gradient of the summed next-token loss at each site (float32; needs a backward pass)."""
+    execution: tuple[str, ...] = ()
+    """Layers of a sparsified model that run on sparse kernels; ``sparse: auto`` fills it in, a resumed harvest reads
+    it back (the last bits of an activation depend on the arithmetic)."""
 
 
 def harvest(
