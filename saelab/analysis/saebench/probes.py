@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-STEPS = 300
+STEPS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,9 @@ class Probe:
 def fit_probe(x: Any, y: Bool[np.ndarray, " n"], penalty: float = 1.0) -> Probe:
     """Fit a logistic regression to a dense or SciPy sparse matrix (n, d).
 
-    Columns are divided by their standard deviation (dense ones centred too) so that ``penalty / 2 ||w||^2`` beside the
-    summed loss means the same at every scale of the activations. L-BFGS in float64; no randomness.
+    The matrix is divided by one number, the root mean variance of its columns that vary, so that ``penalty / 2 ||w||^2``
+    beside the summed loss means the same at every scale; one number for all columns, so that directions of activations
+    keep their meaning (dividing each column by its own would turn them). L-BFGS in float64; no randomness.
     """
     from scipy import sparse
     from scipy.optimize import minimize
@@ -46,12 +47,12 @@ def fit_probe(x: Any, y: Bool[np.ndarray, " n"], penalty: float = 1.0) -> Probe:
     if sparse.issparse(x):
         x = x.tocsr().astype(np.float64)
         mean = np.zeros(width)
-        square = np.asarray(x.multiply(x).mean(0)).ravel()
-        scale = np.sqrt(np.maximum(square - np.asarray(x.mean(0)).ravel() ** 2, 0))
+        variance = np.asarray(x.multiply(x).mean(0)).ravel() - np.asarray(x.mean(0)).ravel() ** 2
     else:
         x = np.asarray(x, np.float64)
-        mean, scale = x.mean(0), x.std(0)
-    scale = np.where(scale > 1e-12, scale, np.inf)
+        mean, variance = x.mean(0), x.var(0)
+    varies = variance > 1e-24
+    scale = float(np.sqrt(variance[varies].mean())) if varies.any() else 1.0
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         weight = w[:-1] / scale
