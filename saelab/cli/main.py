@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "Write an SAE as another library's checkpoint.",
     "sparsify": "Prune a model's weights by a recipe (magnitude, Wanda, SparseGPT, N:M ...) into a new model folder.",
     "sparsity-curve": "Loss against sparsity without retraining, and where it departs from the dense model's.",
+    "contrast": "Check a contrastive SAE: do its halves share, and tell apart, the sides of pairs?",
     "codebook": "Train a model around codebooks: discrete codes at its attention and MLP outputs.",
     "pretrain": "Train a small language model from scratch (reproduces the embedded one).",
 }

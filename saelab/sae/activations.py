@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.kernels.segments import pick
+
 
 def raised_relu(z: Float[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
     """Return ReLU(z); for z <= 0 the gradient passes where following it raises z, and is 0 where it would lower z.
@@ -59,13 +61,13 @@ class _JumpReLU(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, theta: Tensor, indices: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(z, theta, indices)
         ctx.bandwidth = bandwidth
-        return z * (z > theta[indices])
+        return z * (z > pick(theta, indices))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, theta, indices = ctx.saved_tensors
-        at = theta[indices]
+        at = pick(theta, indices)
         share = -at * _near(z, at, ctx.bandwidth) * g
         return g * (z > at), torch.zeros_like(theta).index_add_(0, indices, share), None, None
 
@@ -75,11 +77,11 @@ class _StepAbove(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, theta: Tensor, indices: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(z, theta, indices)
         ctx.bandwidth = bandwidth
-        return (z > theta[indices]).to(z.dtype)
+        return (z > pick(theta, indices)).to(z.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, theta, indices = ctx.saved_tensors
-        share = -_near(z, theta[indices], ctx.bandwidth) * g
+        share = -_near(z, pick(theta, indices), ctx.bandwidth) * g
         return None, torch.zeros_like(theta).index_add_(0, indices, share), None, None

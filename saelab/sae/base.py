@@ -74,6 +74,10 @@ class SAE(nn.Module, ABC):
         """Initialise with random unit decoder rows and the encoder tied to them; ``seed=None`` leaves zeros."""
         super().__init__()
         self.config = config
+        self.site: str | None = None
+        """Where in its model it belongs, as the folder it was loaded from says."""
+        self.target_site: str | None = None
+        """Where a transcoder writes."""
         self.w_enc_t = nn.Parameter(torch.zeros(config.d_sae, config.d_in))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(config.d_sae, config.d_out))

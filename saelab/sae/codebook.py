@@ -113,7 +113,7 @@ class Codebook(nn.Module):
         """Return the activation, head by head, with mean 0 and variance 1."""
         if a.shape[-1] != self.width:
             raise ActivationError(f"activations are {a.shape[-1]} wide, this codebook was made for {self.width}")
-        parts = a.to(self.codes.dtype).unflatten(-1, (self.groups, -1))
+        parts = a.to(self.codes.dtype).reshape(*a.shape[:-1], self.groups, self.width // self.groups)
         return nn.functional.layer_norm(parts, parts.shape[-1:])
 
     @torch.no_grad()

@@ -75,7 +75,7 @@ class ContrastiveSAE(ReLUSAE):
         n = encoding.code.n_tokens // 2
         if self.config.contrast:
             sides = encoding.code.to_dense()[: 2 * n].view(n, 2, self.d_sae)
-            common, differing = sides.split([self.config.n_common, self.d_sae - self.config.n_common], dim=2)
+            common, differing = sides[:, :, : self.config.n_common], sides[:, :, self.config.n_common :]
             apart = (common[:, 0] - common[:, 1]).abs().sum() + (differing[:, 0] * differing[:, 1]).sum()
             losses["contrast"] = self.config.contrast * context.sparsity_factor * apart / max(n, 1)
         return losses

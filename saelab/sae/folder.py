@@ -73,7 +73,7 @@ def load_sae(folder: str | Path, device: str = "cpu") -> SAE:
     """
     folder = Path(folder)
     if _is_foreign(folder):
-        return _foreign(folder).to_sae(device)
+        return _at_its_site(_foreign(folder).to_sae(device), folder)
     manifest = read_manifest(folder, KIND)
     data = read_json(folder / CONFIG)
     name = data.get("architecture") if isinstance(data, dict) else None
@@ -91,14 +91,23 @@ def load_sae(folder: str | Path, device: str = "cpu") -> SAE:
     sae = build_sae(config, seed=None).to(device)
     _check_tensors(folder / WEIGHTS, sae.tensors(), tensors)
     sae.load_tensors(tensors)
-    return sae.eval().requires_grad_(False)
+    return _at_its_site(sae.eval().requires_grad_(False), folder)
+
+
+def _at_its_site(sae: SAE, folder: Path) -> SAE:
+    """Write down where the SAE belongs, as far as the folder says."""
+    trained = load_meta(folder).get("provenance", {}) if _is_foreign(folder) or (folder / META).is_file() else {}
+    sae.site, sae.target_site = trained.get("site"), trained.get("target_site")
+    return sae
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
     """Return ``meta.json`` of an SAE folder; of another library's checkpoint, what its files say about it."""
     if _is_foreign(Path(folder)):
         found = _foreign(Path(folder)).meta
-        return {"imported": {**found, "path": str(folder)}}
+        # SAELens names sites as saelab does; the others name modules.
+        site = found.get("hook_name") if found.get("format") == "saelens" else None
+        return {"imported": {**found, "path": str(folder)}, "provenance": {"site": site} if site else {}}
     read_manifest(folder, KIND)
     data = read_json(Path(folder) / META)
     if not isinstance(data, dict):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from saelab.core.batch import Batch
 from saelab.core.code import SparseCode
 from saelab.kernels import decode, select_above
+from saelab.kernels.segments import pick
 from saelab.sae.base import SAEConfig
 from saelab.sae.open_code import OpenCodeSAE
 from saelab.sae.step import Encoding, StepContext
@@ -85,4 +86,4 @@ class GatedSAE(OpenCodeSAE):
 
     def _magnitude(self, gate: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
         """Return ReLU(pi_mag) at entries from pi_gate there."""
-        return ((gate - self.b_enc[indices]) * self.r_mag.exp()[indices] + self.b_mag[indices]).relu()
+        return ((gate - pick(self.b_enc, indices)) * pick(self.r_mag.exp(), indices) + pick(self.b_mag, indices)).relu()

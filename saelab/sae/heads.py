@@ -59,4 +59,4 @@ def recorded_heads(folder: str | Path) -> int:
 def _by_head(rows: Float[Tensor, "n d"], n_heads: int) -> Float[Tensor, "n n_heads d_head"]:
     if n_heads < 1 or rows.shape[1] % n_heads:
         raise ConfigError(f"a width of {rows.shape[1]} does not fall into {n_heads} heads")
-    return rows.unflatten(1, (n_heads, -1))
+    return rows.reshape(len(rows), n_heads, rows.shape[1] // n_heads)

@@ -15,7 +15,7 @@ from saelab.kernels import Impl
 from saelab.sae.base import SAE
 from saelab.sae.step import StepContext, TrainingPass
 
-CROWDED = 8
+CROWDED = 3
 """Dense products are used while more than d_sae / CROWDED features are active per token."""
 
 

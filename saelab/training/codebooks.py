@@ -38,7 +38,7 @@ class CodebookTraining(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decay."""
     clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient: of the model's weights, and of all codes, apart."""
     freeze_model: bool = False
     """Train the codebooks alone."""
     seed: int = Field(default=0, ge=0)
@@ -104,8 +104,9 @@ class _Run:
         self.model, self.source, self.config, self.out = model, source, config, out
         model.requires_grad_(True)
         model.plain.requires_grad_(not config.freeze_model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self.codes = list(model.codebooks.parameters())
+        self.own = [p for p in model.plain.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW([*self.own, *self.codes], lr=config.lr, weight_decay=config.weight_decay)
         self.step, self.log_bytes, self.dead = 0, 0, 0.0
         self.recent: list[tuple[float, float]] = []
         self.identity = {
@@ -170,8 +171,10 @@ class _Run:
             hook.remove()
         if not bool(torch.isfinite(loss)):
             raise SaelabError(f"the loss is not finite at step {self.step}; lower training.lr (now {config.lr:g})")
-        (loss + own).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        (loss + own).backward()  # type: ignore[no-untyped-call]
+        # Apart: the codes' own loss is far larger than the task's, and would leave nothing of the model's gradient.
+        for parameters in (self.own, self.codes):
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if look:

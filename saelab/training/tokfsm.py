@@ -86,7 +86,7 @@ class TokFSM:
         digits = tokens[:, 1:]
         whole = digits[:, : digits.shape[1] // self.config.digits * self.config.digits]
         powers = self.config.base ** torch.arange(self.config.digits - 1, -1, -1)
-        parts = whole.unflatten(1, (-1, self.config.digits))
+        parts = whole.reshape(len(whole), -1, self.config.digits)
         states = (parts * powers).sum(2)
         return torch.where((states < self.config.states) & (parts < self.config.base).all(2), states, -1)
 

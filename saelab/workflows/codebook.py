@@ -45,7 +45,7 @@ class CodebookJob(CorpusJob):
     """Train a new model on this finite state machine instead of fine-tuning ``model`` on ``text``."""
     new_model: NewModel = NewModel()
     """That new model."""
-    sites: list[Literal["attention", "mlp"]] = Field(default_factory=lambda: ["attention"])
+    sites: list[Literal["attention", "mlp"]] = ["attention"]
     """Where codebooks go: at the heads' outputs (one for each head), at the MLPs' outputs; []: nowhere (control)."""
     layers: list[int] | None = None
     """Blocks with codebooks; null: all."""
@@ -75,7 +75,7 @@ class CodebookReport:
 def run_codebook(job: CodebookJob, out: str | Path, *, force: bool = False, resume: bool = False) -> CodebookReport:
     """Train the model of ``job`` with its codebooks and write it to ``out``."""
     from saelab.training.codebook_model import add_codebooks, save_codebook_model
-    from saelab.training.setup import CHECKPOINT
+    from saelab.training.checkpoint import CHECKPOINT
 
     folder = prepare_output(out, force=force, resume=resume)
     if (folder / MANIFEST).exists():

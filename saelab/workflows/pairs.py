@@ -155,7 +155,8 @@ def _records(path: Path, names: list[str]) -> Iterator[dict[str, Any]]:
     for name in names:
         if name not in frame:
             raise TextError(f"{path} has no column '{name}'{nearest(name, frame.columns)}; name it in pairs.columns")
-    yield from frame[names].to_dict("records")
+    for record in frame[names].to_dict("records"):
+        yield {str(name): value for name, value in record.items()}
 
 
 def _last(model: "SubjectModel", site: str, texts: list[str]) -> Float[Tensor, "n d"]:

@@ -161,7 +161,9 @@ def _from_pairs(job: "TrainJob", runs: list[FitConfig]) -> TrainingData:
         fingerprint=fingerprint(pairs),
     )
     about = {**_about(job, job.pairs, model), "pairs": {**pairs.about, "with_context": pairs.context is not None}}
-    return TrainingData(batches, about)
+    if job.pairs.file is None:
+        return TrainingData(batches, {**about, **_text_record(job.pairs.rows(model).describe())})
+    return TrainingData(batches, {**about, "columns": job.pairs.columns.model_dump()})
 
 
 def _from_store(job: "TrainJob", runs: list[FitConfig], path: str) -> TrainingData:

@@ -1,10 +1,12 @@
 """Export through the command line, import back: the same reconstructions of raw activations."""
 
+import json
+
 import pytest
 import torch
 
 from saelab.sae.folder import load_meta, load_sae
-from tests.made import saelab
+from tests.made import SITE, saelab
 
 
 @pytest.mark.parametrize("name", ["saelens", "sparsify", "dictionary_learning", "openmoss"])
@@ -16,6 +18,21 @@ def test_round_trip_keeps_reconstructions(made, tmp_path, name):
     before, after = load_sae(source), load_sae(tmp_path / "back")
     assert torch.allclose(before(x), after(x), atol=1e-4)
     assert load_meta(tmp_path / "back")["imported"]["format"] == name
+
+
+def test_another_librarys_folder_is_evaluated_as_it_is(made, tmp_path, capsys):
+    source = made / "train" / "sae"
+    assert saelab("export", source, "--format", "saelens", "--out", tmp_path / "theirs") == 0
+    text = ["--text", made / "code.txt", "--tokens.context", 64, "--max_tokens", 2000, "--json"]
+    found = []
+    for command in (["eval", source], ["eval", tmp_path / "theirs", "--model", "embedded", "--site", SITE]):
+        capsys.readouterr()
+        assert saelab(*command, *text) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    for name in ("fvu", "l0", "ce_recovered", "ce_sae"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
+    assert saelab("eval", tmp_path / "theirs", *text) == 1
+    assert "give --model" in capsys.readouterr().err
 
 
 def test_bad_input(made, tmp_path, capsys):

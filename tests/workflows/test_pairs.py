@@ -76,3 +76,16 @@ def test_contrastive_sae_from_the_command_line(made, tmp_path):
         "with_context": True,
     }
     assert {"contrast", "l1", "mse"} <= meta["metrics"].keys()
+
+
+def test_contrast_from_the_command_line(made, tmp_path, capsys):
+    small = ["--pairs.text", made / "code.txt", "--pairs.max_pairs", 300, "--pairs.tokens.context", 32, "--site", SITE]
+    small += ["--sae.d_sae", 128, "--training.tokens", 6000, "--training.batch_size", 200]
+    assert saelab("train", "configs/contrastive.yaml", *small, "--out", tmp_path / "c") == 0
+    capsys.readouterr()
+    assert saelab("contrast", tmp_path / "c" / "sae", "--max_pairs", 100, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [half["name"] for half in report["halves"]] == ["common", "differing", "all"]
+    assert report["n_pairs"] == 100
+    assert saelab("contrast", made / "train" / "sae") == 1
+    assert "is no contrastive SAE" in capsys.readouterr().err

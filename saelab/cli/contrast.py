@@ -1,0 +1,33 @@
+"""``saelab contrast``: what the halves of a contrastive SAE know."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from saelab.cli.options import config_command, json_option
+from saelab.workflows.contrast import ContrastJob, run_contrast
+
+
+def _contrast(job: ContrastJob, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        report = run_contrast(job)
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+        return
+    for half in report.halves:
+        values = {key: value for key, value in asdict(half).items() if key != "name"}
+        console.out.print(console.key_value_table(f"{half.name} features", values))
+    console.out.print(console.key_value_table("mean |cosine| of decoder rows", report.cosines))
+
+
+command = config_command(
+    "contrast",
+    ContrastJob,
+    _contrast,
+    positional="sae",
+    extra=[json_option()],
+    help_text="Tell what the common and the differentiating features of the contrastive SAE in folder SAE know.",
+)
