@@ -1,7 +1,8 @@
 """The subject model: read the activation at a site, or replace it by a function of itself, in a running model."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from saelab.core.errors import ModelError
 from saelab.models.loading import Loaded, boot_bridge, load_plain, load_tokenizer
 from saelab.models.sites import Replacement, Site, SiteTable, call, capture, hooked, survey
+from saelab.models.splice import Codec, Spliced, splice
 
 
 def load_model(name: str, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> "SubjectModel":
@@ -66,6 +68,7 @@ class SubjectModel:
         self.d_model = int(bridge.cfg.d_model)
         self.d_vocab = int(bridge.cfg.d_vocab)
         self._table: SiteTable | None = None
+        self._bridge_only = 0
 
     @property
     def tokenizer(self) -> Any:
@@ -117,7 +120,7 @@ class SubjectModel:
         wanted = self._lookup(sites)
         tokens = self._check(tokens)
         with torch.no_grad():
-            if any(site.address is None for site in wanted):
+            if self._bridge_only or any(site.address is None for site in wanted):
                 return self._read_through_bridge(tokens, wanted)
             with capture(self.plain, wanted) as (seen, run):
                 run(tokens)
@@ -142,7 +145,7 @@ class SubjectModel:
             return site.shaped(new.to(value.dtype), value)
 
         with torch.set_grad_enabled(grad):
-            if all(site.address is not None for site in wanted):
+            if not self._bridge_only and all(site.address is not None for site in wanted):
                 with hooked(self.plain, wanted, visit):
                     return call(self.plain, tokens)
             hooks = [(site.name, _bridge_hook(site, visit)) for site in wanted]
@@ -150,6 +153,34 @@ class SubjectModel:
                 # The bridge says that editing a normalised value changes the rounding; that is what was asked for.
                 warnings.filterwarnings("ignore", message="A forward hook edited")
                 return cast(Tensor, self.bridge.run_with_hooks(tokens, fwd_hooks=hooks))
+
+    def splice(
+        self,
+        dictionary: Codec | Mapping[str, Codec],
+        site: str | None = None,
+        *,
+        keep_error: bool = False,
+    ) -> AbstractContextManager[Spliced]:
+        """Replace the activation at ``site`` by ``decode(encode(x))`` for the length of a ``with`` block.
+
+        Whatever runs the model inside sees the splice: :meth:`logits` (also with ``grad=True``), :meth:`read`, the
+        bridge's ``forward``, ``run_with_cache`` and ``generate``, and ``plain.generate``. ``dictionary`` is an SAE
+        whose own ``site`` is used when none is given, or a mapping of sites to SAEs. With ``keep_error`` what the SAE
+        misses is added back as a constant: values stay what they were, gradients go through the SAE. The object that
+        the block gets holds code, activation and reconstruction of the last run, by site.
+
+        Raises :class:`SiteError` when it is not known where the SAE belongs.
+        """
+        return splice(self, dictionary, site, keep_error=keep_error)
+
+    @contextmanager
+    def through_bridge(self) -> Iterator[None]:
+        """Let :meth:`read` and :meth:`logits` run the bridge and not the plain model, where its hooks are."""
+        self._bridge_only += 1
+        try:
+            yield
+        finally:
+            self._bridge_only -= 1
 
     def read_with_gradient(
         self, tokens: Int[Tensor, "b t"], keep: Bool[Tensor, "b t"], sites: Sequence[str]
