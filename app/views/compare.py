@@ -54,7 +54,7 @@ else:
         }
         for name in ("dead_fraction", "dense_fraction"):
             formats[name] = number(METRICS[name][0], help=METRICS[name][1], format="percent")
-        st.dataframe(frame, hide_index=True, width="stretch", column_config=formats, height=360)
+        st.dataframe(frame, hide_index=True, width="stretch", column_config=formats)
     if frame[["model", "site", "text"]].drop_duplicates().shape[0] > 1:
         st.warning("These evaluations are not of one model, site and text: their numbers do not compare.")
 
@@ -82,11 +82,11 @@ with numbers:
     st.markdown("**Numbers, and what chance gives**")
     rows = summary_rows(result)
     texts = {
-        "": [shell.plain(what) for what, _, _ in rows],
+        "": [what for what, _, _ in rows],
         "value": [f"{value:.4g}" if isinstance(value, float) else f"{value:,}" for _, value, _ in rows],
         "by chance": ["" if chance is None else f"{chance:.4g}" for *_, chance in rows],
     }
-    st.dataframe(texts, hide_index=True, width="stretch", height=420)
+    st.dataframe(texts, hide_index=True, width="stretch", height=min(420, 36 * (len(rows) + 1)))
     for reason in result.skipped:
         st.caption(shell.plain(f"Not compared: {reason}"))
 

@@ -32,7 +32,9 @@ folder = shell.choose_result(found, "dark_matter")
 with shell.guarded():
     result = result_in(folder, stamp(folder))
 names = [d.name for d in result.decompositions]
-name = names[0] if len(names) == 1 else st.selectbox("SAE", names, index=names.index(result.main), key="error_sae")
+name = names[0]
+if len(names) > 1:
+    name = st.selectbox("SAE", names, index=names.index(result.main), key="error_sae", width=320)
 about = next(d for d in result.decompositions if d.name == name)
 shell.metrics(
     {

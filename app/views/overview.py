@@ -13,12 +13,6 @@ from saelab.workflows.runs import read_log
 NUMBERS_OF_THINGS = ("nearest", "top_token", "dead")
 
 
-@st.cache_resource(max_entries=4, show_spinner="Projecting the decoder …")
-def plane(sae, changed):
-    """Return the directions on a plane; ``changed`` makes a new SAE in the same folder count as another."""
-    return decoder_plane(sae)
-
-
 @st.cache_resource(max_entries=4, show_spinner=False)
 def layout(sae, changed, _store):
     """Return the t-SNE map: the kept one, else made now and kept."""
@@ -58,7 +52,7 @@ def directions_map(place, store):
     )
     with shell.guarded():
         changed = stamp(place.sae)
-        found = plane(place.sae, changed) if method == "PCA" else layout(place.sae, changed, store)
+        found = decoder_plane(place.sae, changed) if method == "PCA" else layout(place.sae, changed, store)
     colour, title = colouring(store, name)
     names = ("axis 1", "axis 2") if method == "PCA" else ("t-SNE 1", "t-SNE 2")
     figure, drawn = figures.feature_scatter(

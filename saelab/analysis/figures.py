@@ -248,10 +248,11 @@ def prompt_loss(loss: np.ndarray, texts: Sequence[str]) -> "tuple[Figure, pd.Dat
 
 
 def pareto(frame: "pd.DataFrame", y: str, y_title: str, *, low_is_good: bool = True) -> "tuple[Figure, pd.DataFrame]":
-    """Evaluations as points of ``l0`` (logarithmic) and ``y``, one colour per ``architecture``, their front as a line.
+    """Evaluations as points of ``l0`` and ``y``, one colour per ``architecture``, their front as a line.
 
     ``frame`` has columns ``name``, ``architecture``, ``d_sae``, ``l0`` and ``y``. On the front is what no other beats:
-    no evaluation has both a smaller L0 and a better ``y``. Returns the frame with a column ``front``.
+    no evaluation has both a smaller L0 and a better ``y``. L0 is drawn logarithmically when it spans more than ten
+    times. Returns the frame with a column ``front``.
     """
     from plotly import graph_objects as go
 
@@ -275,5 +276,7 @@ def pareto(frame: "pd.DataFrame", y: str, y_title: str, *, low_is_good: bool = T
                 f"{escape(y_title)} %{{y:.4g}}<extra></extra>",
             )
         )
-    xaxis = {"title": "L0: active features per token", **_log(frame["l0"].to_numpy(np.float64))}
+    l0 = frame["l0"].to_numpy(np.float64)
+    wide = len(l0) > 0 and l0.min() > 0 and l0.max() / l0.min() > 10
+    xaxis = {"title": "L0: active features per token", **(_log(l0) if wide else {})}
     return _figure(*traces, height=360, xaxis=xaxis, yaxis={"title": y_title}), frame

@@ -1,6 +1,7 @@
 """``saelab app``: the feature browser, on this machine only unless told otherwise."""
 
 import importlib.util
+import threading
 
 import click
 
@@ -81,5 +82,25 @@ def serve(script: str, paths: list[str], port: int, host: str) -> None:
     from streamlit.web import bootstrap
 
     options = settings(port, host)
+    threading.Thread(target=warm_up, args=(paths,), daemon=True).start()
     bootstrap.load_config_options(options)
     bootstrap.run(script, False, paths, options)
+
+
+def warm_up(paths: list[str]) -> None:
+    """Import and read, while the server starts and the person reaches for the browser, what the first page needs."""
+    from saelab.analysis import figures
+    from saelab.core.errors import SaelabError
+    from saelab.workflows import directions
+    from saelab.workflows.browse import load_evaluation_of, open_place, stamp, survey
+
+    figures.template()
+    try:
+        for place in survey(paths).places[:1]:
+            load_evaluation_of(place)
+            if place.store is not None:
+                open_place(place)
+                if place.sae is not None:
+                    directions.decoder_plane(place.sae, stamp(place.sae))
+    except SaelabError:
+        return  # the page says it

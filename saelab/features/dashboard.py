@@ -204,9 +204,9 @@ def _writes(store: FeatureStore, i: int) -> str:
 def _together(store: FeatureStore, i: int, panes: Panes, others: frozenset[int]) -> str:
     frame = store.co_active(i, panes.together)
     lines = []
-    tops = np.asarray(store.column("top_token"))
-    for feature, share, lift in zip(frame["feature"], frame["share"], frame["lift"], strict=True):
-        token = quoted(store.vocabulary.strings([tops[feature]])[0]) if tops[feature] >= 0 else ""
+    tops = np.asarray(store.column("top_token"))[frame["feature"].to_numpy(np.int64)].tolist()
+    for feature, share, lift, top in zip(frame["feature"], frame["share"], frame["lift"], tops, strict=True):
+        token = quoted(store.vocabulary.strings([top])[0]) if top >= 0 else ""
         name = f'<a href="#feature-{feature}">{feature}</a>' if feature in others else str(feature)
         lines.append(
             f'<div class="w"><span>{name} {escape(token)}</span><span>{share:.0%}, lift {lift:.1f}</span></div>'

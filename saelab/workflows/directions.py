@@ -213,10 +213,12 @@ class FeatureMap:
     """``PCA`` or ``t-SNE``."""
 
 
-def decoder_plane(sae: Path) -> FeatureMap:
+@lru_cache(maxsize=4)
+def decoder_plane(sae: Path, changed: int = 0) -> FeatureMap:
     """Project unit decoder directions onto their two main axes (PCA about the mean).
 
-    The signs are fixed so that the same weights give the same picture.
+    The signs are fixed so that the same weights give the same picture. ``changed``, which tells states of the folder
+    apart, is only there for the cache.
     """
     mean, axes = _axes(sae, 2)
     parts = [(_unit(rows) - mean) @ axes for _, rows in decoder_pieces(sae)]
@@ -253,7 +255,7 @@ def map_file(store: "FeatureStore") -> Path:
 def load_map(store: "FeatureStore") -> FeatureMap | None:
     """Return the t-SNE map that is kept beside a store, None when there is none (or it cannot be read)."""
     try:
-        with np.load(map_file(store), allow_pickle=False) as data:
+        with open(map_file(store), "rb") as file, np.load(file, allow_pickle=False) as data:
             features, points = np.array(data["features"], np.int64), np.array(data["points"], np.float32)
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
