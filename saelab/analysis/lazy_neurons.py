@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -21,7 +21,7 @@ from saelab.analysis.sparsified import Comparison, TopKPoint
 from saelab.core.errors import ConfigError, SiteError
 from saelab.core.progress import progress
 from saelab.core.statistics import Moments
-from saelab.features.protocols import Model, Rows
+from saelab.features.protocols import Rows
 from saelab.features.rows import pieces, require_finite, source_fingerprint, source_name
 
 if TYPE_CHECKING:
@@ -32,14 +32,6 @@ EPSILON = 0.01
 """Default threshold, as a share of the layer's root mean square."""
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the neurons at which the cumulative energy is given."""
-
-
-@runtime_checkable
-class SiteModel(Model, Protocol):
-    """A model that lists its sites."""
-
-    def sites(self) -> list[str]:
-        """Names of all sites."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +165,7 @@ class UnitCounts:
         )
 
 
-def neuron_sites(model: SiteModel) -> dict[str, int]:
+def neuron_sites(model: Any) -> dict[str, int]:
     """Sites of the MLPs' hidden activations and their layers. Raises :class:`SiteError` when there are none."""
     found = {}
     for site in model.sites():
@@ -187,7 +179,7 @@ def neuron_sites(model: SiteModel) -> dict[str, int]:
 
 @torch.no_grad()
 def lazy_neurons(
-    model: SiteModel,
+    model: Any,
     rows: Rows,
     *,
     max_tokens: int | None = 20_000,
@@ -197,6 +189,9 @@ def lazy_neurons(
     rows_per_batch: int = 16,
 ) -> LazyNeurons:
     """Measure the sparsity of every layer's neurons, and the loss when only the strongest are kept.
+
+    ``model`` is a :class:`~saelab.models.subject.SubjectModel`, or anything with its ``sites``, ``width``, ``read`` and
+    ``logits``.
 
     Two passes over the text: one for each layer's RMS, one for the counts. ``top_k``: how many neurons to keep at each
     point of the curve (default: 1/64, 1/32 ... 1/2 and all of them); ``()`` leaves the curve out.
@@ -235,9 +230,7 @@ def lazy_neurons(
     )
 
 
-def _rms(
-    model: SiteModel, rows: Rows, sites: list[str], max_tokens: int | None, rows_per_batch: int
-) -> dict[str, float]:
+def _rms(model: Any, rows: Rows, sites: list[str], max_tokens: int | None, rows_per_batch: int) -> dict[str, float]:
     moments = {site: Moments(1) for site in sites}
     with progress("neuron scale", max_tokens) as bar:
         for piece in pieces(rows, rows_per_batch, max_tokens):

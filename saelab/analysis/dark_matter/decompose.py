@@ -143,15 +143,19 @@ def _first_pass(
             errors = []
             for name, sae in saes.items():
                 code = encode_in_parts(sae, x, site)
-                errors.append(x - sae.decode(code).float().cpu())
+                e = x - sae.decode(code).float().cpu()
+                if not bool(torch.isfinite(e.sum())):
+                    raise ActivationError(
+                        f"{name} gives NaN or infinity for finite activations; its weights are broken"
+                    )
+                errors.append(e)
                 l0, active, fired = found[name]
                 l0[chunk.where] = code.l0().cpu().numpy()
                 used = chunk.fit[code.rows().cpu()] & (code.values > 0).cpu()
                 features = code.indices.cpu()[used]
                 active.index_add_(0, features, code.values.cpu()[used].double())
                 fired += torch.bincount(features, minlength=sae.d_sae)
-            e = torch.cat(errors, 1)
-            _update(chunk, x, e, (fit, test), (null_fit, null_test), generator)
+            _update(chunk, x, torch.cat(errors, 1), (fit, test), (null_fit, null_test), generator)
             bar.advance(x.shape[0])
     return fit, test, (null_fit, null_test), found
 
