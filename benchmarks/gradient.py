@@ -56,6 +56,7 @@ class Bench:
         self.opened = opened
         self.heldout = HeldOut(opened.model, opened.heldout, opened.heldout_rows, opened.subject.site, CE_ROWS)
         self.x = self.heldout.x[self.heldout.in_ce]
+        assert self.heldout.gradient is not None
         true = self.heldout.gradient[self.heldout.in_ce]
         mixed = true[torch.randperm(len(true), generator=torch.Generator().manual_seed(0))]
         self.gradients = {"labels": true, "sampled": self.sampled(), "other tokens": mixed}

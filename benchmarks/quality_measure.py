@@ -32,13 +32,15 @@ Encode = Callable[[Batch], SparseCode]
 
 
 class HeldOut:
-    """Held-out activations with their gradients, and the text rows that they came from."""
+    """Held-out activations, their gradients where the store has them, and the text rows that they came from."""
 
     def __init__(self, model: SubjectModel, store: ActivationStore, rows: TokenRows, site: str, ce_rows: int) -> None:
         everything = torch.arange(store.n_rows)
         self.model, self.site = model, site
         self.x: Float[Tensor, "n d"] = store.read_rows(site, everything).float()
-        self.gradient: Float[Tensor, "n d"] = store.read_rows(f"{site}.grad", everything).float()
+        self.gradient: Float[Tensor, "n d"] | None = None
+        if store.has_gradients:
+            self.gradient = store.read_rows(f"{site}.grad", everything).float()
         self.row: Int[Tensor, " n"] = store.read_rows("row", everything)
         self.position: Int[Tensor, " n"] = store.read_rows("position", everything).long()
         first = int(self.row[int(len(self.row) * (1 - VALIDATION))])
@@ -96,7 +98,7 @@ class HeldOut:
         if shuffled:
             places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))]
         for part in places.split(size):
-            yield part, Batch(self.x[part], gradient=self.gradient[part])
+            yield part, Batch(self.x[part], gradient=None if self.gradient is None else self.gradient[part])
 
 
 def _putting(where: tuple[Tensor, Tensor], values: Tensor) -> Callable[[Tensor], Tensor]:

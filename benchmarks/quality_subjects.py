@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from saelab.activations.harvest import HarvestConfig, harvest
-from saelab.activations.store import ActivationStore
+from saelab.activations.store import ActivationStore, open_store
+from saelab.core.artifacts import MANIFEST
 from saelab.models.loading import Loaded, boot_bridge, load_plain, load_tokenizer
 from saelab.models.subject import SubjectModel, load_model
 from saelab.models.text import open_text
@@ -89,6 +90,10 @@ def open_subject(subject: Subject, data: Path | None, work: Path) -> Opened:
         ("heldout", heldout_text, subject.heldout_tokens),
     ):
         rows = TokenRows(model.tokenizer, open_text(text), subject.tokens_config(), model.n_ctx)
+        if (work / name / MANIFEST).is_file():
+            stores.append(open_store(work / name))
+            stores[-1].check_model(model)
+            continue
         config = HarvestConfig(max_tokens=tokens, gradients=True)
         stores.append(harvest(model, rows, [subject.site], work / name, config, resume=True))
     assert rows is not None

@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import quality_plan
+from quality_plan import PEERS, SAELAB, Variant, at_l0, best_rate, key_of, next_rates, scores
+
+from saelab.sae import ARCHITECTURES
+
+
+def row(lr, fvu, l0=32.0, *, name="topk", package="saelab", subject="s", stage="lr"):
+    return {"stage": stage, "subject": subject, "package": package, "name": name, "lr": lr, "fvu": fvu, "l0": l0}
+
+
+def test_every_registered_architecture_is_measured_but_those_that_need_other_data():
+    measured = {variant.architecture for variant in SAELAB}
+    assert set(dict(ARCHITECTURES.items())) - measured <= {"transcoder", "contrastive"}
+    assert all(len(variant.points) >= 4 for variant in (*SAELAB, *PEERS))
+
+
+def test_value_between_two_points_is_linear_in_log_l0():
+    points = [(8.0, 0.4), (32.0, 0.2)]
+    assert at_l0(points, 16) == pytest.approx(0.3)
+    assert at_l0(points, 8) == 0.4
+    assert at_l0(points, 32.5) == 0.2  # within 3 %
+    assert math.isnan(at_l0(points, 40))
+    assert math.isnan(at_l0([], 8))
+
+
+def test_sweep_goes_on_beyond_an_end_and_stops_inside():
+    variant = Variant("saelab", "topk", lrs=(4e-3, 8e-3))
+    assert next_rates(variant, {}) == [4e-3, 8e-3]
+    assert next_rates(variant, {4e-3: 0.2, 8e-3: 0.1}) == [16e-3]
+    assert next_rates(variant, {4e-3: 0.1, 8e-3: 0.2}) == [2e-3]
+    assert next_rates(variant, {4e-3: 0.2, 8e-3: 0.1, 16e-3: 0.3}) == []
+    many = {2.0**-i: 0.1 * i for i in range(quality_plan.MOST_SWEPT)}
+    assert next_rates(Variant("saelab", "topk", lrs=(1.0,)), many) == []
+
+
+def test_scores_bring_every_rate_to_the_same_l0():
+    rows = [row(1e-3, 0.2), row(2e-3, 0.1, l0=128.0), row(4e-3, 0.1, name="other"), row(8e-3, 0.1, stage="main")]
+    assert scores(Variant("saelab", "topk"), "s", rows) == {1e-3: pytest.approx(0.2), 2e-3: pytest.approx(0.2)}
+
+
+def test_scores_of_coefficients_are_read_between_l0s():
+    variant = Variant("saelab", "relu", knob="sparsity")
+    rows = [row(1e-3, 0.4, 16.0, name="relu"), row(1e-3, 0.2, 64.0, name="relu"), row(2e-3, 0.1, 200.0, name="relu")]
+    found = scores(variant, "s", rows)
+    assert found[1e-3] == pytest.approx(0.3)
+    assert found[2e-3] == pytest.approx(0.1 * (1 + math.log(200 / 32)))
+
+
+def test_best_rate_of_a_variant_that_borrows_it():
+    variants = (Variant("saelab", "topk"), Variant("saelab", "gradient", lr_of="topk"))
+    rows = [row(1e-3, 0.3), row(2e-3, 0.2)]
+    assert best_rate(variants[1], "s", rows, variants) == 2e-3
+
+
+def test_a_run_is_known_by_what_was_asked_for():
+    asked = {**row(1e-3, 0.1), "point": 8, "seed": 0, "tokens": 10}
+    assert key_of(asked) == key_of({**asked, "fvu": 0.5})
+    assert key_of(asked) != key_of({**asked, "seed": 1})

@@ -1,0 +1,62 @@
+import json
+
+import pytest
+import quality_report
+from jsonl import append_row, markdown, mean_spread, read_rows
+from quality_plan import POINTS
+
+
+def row(package, name, point, seed, **values):
+    base = {"stage": "main", "subject": "embedded", "package": package, "name": name, "point": point, "seed": seed}
+    numbers = {"lr": 1e-3, "tokens": 10, "batch": 2, "l0": float(point), "dead": 0.1, "underused": 0.2}
+    return {**base, **numbers, "fvu": 1 / point, "ce_recovered": 1 - 1 / point, **values}
+
+
+@pytest.fixture
+def rows():
+    about = {"d_in": 4, "d_sae": 8, "train_tokens_distinct": 100, "test_tokens": 50, "validation_tokens": 9}
+    losses = {"ce_rows": 3, "ce_clean": 1.0, "ce_zero": 3.0, "ce_mean": 2.0}
+    found = [{"stage": "subject", "subject": "embedded", "site": "blocks.0.hook_resid_post", **about, **losses}]
+    for seed in (0, 1, 2):
+        for point in POINTS:
+            found.append(row("saelab", "topk", point, seed, fvu=1 / point + 0.001 * seed))
+            found.append(row("saelab", "mutual_choice", point, seed, fvu=0.5 / point + 0.001 * seed))
+            found.append(row("saelens", "topk", point, seed, fvu=1.001 / point + 0.001 * seed))
+    return found
+
+
+def test_verdicts_follow_the_numbers(rows):
+    text = quality_report.tables(rows)
+    claim = next(line for line in text.splitlines() if line.startswith("| Mutual-Choice vs TopK, FVU"))
+    assert claim.count("better") == 4
+    floor = next(line for line in text.splitlines() if line.startswith("| saelab topk vs saelens topk, fvu"))
+    assert floor.count("level") == 4
+    assert "| saelab topk | 0.126 ± 0.001 |" in text
+
+
+def test_judgement():
+    assert quality_report.judge((0.1, 0.01), lower_is_better=True) == "worse"
+    assert quality_report.judge((0.1, 0.01), lower_is_better=False) == "better"
+    assert quality_report.judge((0.1, 0.06), lower_is_better=True) == "level"
+
+
+def test_plot_is_small_and_draws_each_variant(rows, tmp_path):
+    quality_report.plot(rows, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    assert text.count("<polyline") == 9  # three variants in two panels and the legend
+    assert len(text) < 30_000
+
+
+def test_rows_are_appended_and_read(tmp_path):
+    append_row(tmp_path / "a" / "r.jsonl", {"x": 1})
+    append_row(tmp_path / "a" / "r.jsonl", {"x": 2.5})
+    assert read_rows(tmp_path / "a" / "r.jsonl") == [{"x": 1}, {"x": 2.5}]
+    assert read_rows(tmp_path / "none.jsonl") == []
+    assert json.loads((tmp_path / "a" / "r.jsonl").read_text().splitlines()[0]) == {"x": 1}
+
+
+def test_mean_and_spread():
+    assert mean_spread([0.1, 0.2, 0.3]) == "0.200 ± 0.100"
+    assert mean_spread([0.5], 1, percent=True) == "50.0"
+    assert mean_spread([float("nan")]) == "-"
+    assert markdown(["a", "b"], [["c", "d"]]) == "| a | b |\n|---|---:|\n| c | d |"
