@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 KINDS = {"attention": "attn.hook_z", "mlp": "hook_mlp_out"}
 """Sites by kind: the heads' outputs before W_O, and the MLP's output."""
 
+SiteKind = Literal["attention", "mlp"]
+
 
 class NewModel(Config):
     """A small GPT-2 that learns TokFSM from nothing."""
@@ -45,7 +47,7 @@ class CodebookJob(CorpusJob):
     """Train a new model on this finite state machine instead of fine-tuning ``model`` on ``text``."""
     new_model: NewModel = NewModel()
     """That new model."""
-    sites: list[Literal["attention", "mlp"]] = ["attention"]
+    sites: list[SiteKind] = Field(default_factory=lambda: list[SiteKind](["attention"]))
     """Where codebooks go: at the heads' outputs (one for each head), at the MLPs' outputs; []: nowhere (control)."""
     layers: list[int] | None = None
     """Blocks with codebooks; null: all."""
@@ -74,8 +76,8 @@ class CodebookReport:
 
 def run_codebook(job: CodebookJob, out: str | Path, *, force: bool = False, resume: bool = False) -> CodebookReport:
     """Train the model of ``job`` with its codebooks and write it to ``out``."""
-    from saelab.training.codebook_model import add_codebooks, save_codebook_model
     from saelab.training.checkpoint import CHECKPOINT
+    from saelab.training.codebook_model import add_codebooks, save_codebook_model
 
     folder = prepare_output(out, force=force, resume=resume)
     if (folder / MANIFEST).exists():
