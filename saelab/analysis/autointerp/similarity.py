@@ -1,0 +1,178 @@
+"""Comparing two SAEs by what their features mean: explanations' embeddings, beside decoder cosine and correlation.
+
+For each explained feature of A, its best match among the explained features of B by cosine of the explanations'
+embeddings; the decoder cosine and the correlation of activations of that pair; and the best match by each of those.
+Both directions, since a best match is not mutual. How far to trust it depends on the explanations and the embedder:
+shuffled explanations are the control (``mean_shuffled``).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from saelab.analysis.autointerp.embedders import Embedder
+from saelab.core.errors import ConfigError
+from saelab.features.explanations import Explanations
+from saelab.features.store import FeatureStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BLOCK = 2048
+"""Features of A compared at once."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Best matches of the features of one SAE in the other."""
+
+    name: str
+    """``A to B`` or ``B to A``."""
+    features: int
+    """Explained features of the first."""
+    mean_meaning: float
+    """Mean over them of the largest cosine of explanations."""
+    mean_shuffled: float
+    """Mean cosine with a random explanation of the other: what no relation would give on average for a random pair."""
+    mean_decoder: float
+    """Mean of the largest decoder cosine; nan when the decoders are not of the same site and width."""
+    mean_correlation: float
+    """Mean of the largest correlation of activations; nan when the texts differ."""
+    agree_decoder: float
+    """Share whose best match by meaning is the one by decoder."""
+    agree_correlation: float
+    """Share whose best match by meaning is the one by correlation."""
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticSimilarity:
+    """Two SAEs compared by meaning."""
+
+    directions: tuple[Direction, Direction]
+    """A to B and B to A."""
+    embedder: str
+    """What made the vectors."""
+    pairs: "pd.DataFrame"
+    """One row for each explained feature of A: ``feature``, ``match``, ``meaning``, and both explanations."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the pairs."""
+        return {"embedder": self.embedder, "directions": [asdict(d) for d in self.directions]}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row for each direction."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(d) for d in self.directions])
+
+
+def semantic_similarity(
+    a: FeatureStore,
+    b: FeatureStore,
+    embedder: Embedder,
+    decoders: tuple[Any, Any] | None = None,
+    seed: int = 0,
+) -> SemanticSimilarity:
+    """Compare two stores by their explanations. ``decoders`` (each (d_sae, d_in)) adds decoder cosines.
+
+    Correlations are taken when both stores hold the same text. Raises :class:`ConfigError` when one has no explanation.
+    """
+    import pandas as pd
+
+    texts = []
+    for store in (a, b):
+        texts.append(Explanations(store).texts())
+        if not texts[-1]:
+            raise ConfigError(f"{store.path} has no explanations; run saelab explain {store.path}")
+    features = [np.array(sorted(found), np.int64) for found in texts]
+    vectors = [
+        embedder.documents([found[i] for i in numbers.tolist()]) for found, numbers in zip(texts, features, strict=True)
+    ]
+    units = None if decoders is None else [_unit(w, numbers) for w, numbers in zip(decoders, features, strict=True)]
+    if units is not None and units[0].shape[1] != units[1].shape[1]:
+        units = None
+    same = ("source_fingerprint", "n_tokens", "rows", "model_fingerprint")
+    codes = None
+    if all(a.manifest.get(key) == b.manifest.get(key) for key in same):
+        codes = [_standardised(store, numbers) for store, numbers in zip((a, b), features, strict=True)]
+    directions, best = [], []
+    for name, (i, j) in (("A to B", (0, 1)), ("B to A", (1, 0))):
+        meaning = _best(vectors[i], vectors[j])
+        by_decoder = _best(units[i], units[j]) if units is not None else None
+        by_correlation = _best_correlation(codes[i], codes[j]) if codes is not None else None
+        generator = np.random.default_rng([seed, i])
+        chance = (vectors[i] * vectors[j][generator.integers(len(vectors[j]), size=len(vectors[i]))]).sum(1)
+        directions.append(
+            Direction(
+                name,
+                len(features[i]),
+                float(meaning[1].mean()),
+                float(chance.mean()),
+                *(_mean(found) for found in (by_decoder, by_correlation)),
+                *(_agreement(meaning, found) for found in (by_decoder, by_correlation)),
+            )
+        )
+        best.append(meaning)
+    match = features[1][best[0][0]]
+    pairs = pd.DataFrame(
+        {
+            "feature": features[0],
+            "match": match,
+            "meaning": best[0][1],
+            "explanation": [texts[0][i] for i in features[0].tolist()],
+            "explanation of match": [texts[1][i] for i in match.tolist()],
+        }
+    )
+    return SemanticSimilarity((directions[0], directions[1]), embedder.name, pairs)
+
+
+Best = tuple[Int64[np.ndarray, " n"], Float[np.ndarray, " n"]]
+
+
+def _best(x: np.ndarray, y: np.ndarray) -> Best:
+    where, value = np.zeros(len(x), np.int64), np.zeros(len(x))
+    for k in range(0, len(x), BLOCK):
+        cosine = x[k : k + BLOCK] @ y.T
+        where[k : k + BLOCK], value[k : k + BLOCK] = cosine.argmax(1), cosine.max(1)
+    return where, value
+
+
+def _unit(decoder: Any, features: np.ndarray) -> np.ndarray:
+    rows = decoder.detach().float().cpu().numpy()[features]
+    made: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    return made
+
+
+def _standardised(store: FeatureStore, features: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, int]:
+    """Activations (features, tokens), sparse; their means and standard deviations over the kept tokens."""
+    from scipy.sparse import csr_matrix
+
+    lists = [store.feature(i) for i in features.tolist()]
+    offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens, _ in lists])])
+    tokens = np.concatenate([tokens for tokens, _ in lists]).astype(np.int64)
+    values = np.concatenate([values for _, values in lists]).astype(np.float64)
+    matrix = csr_matrix((values, tokens, offsets), (len(features), store.n_tokens))
+    mean = np.asarray(matrix.sum(1)).ravel() / store.n_kept
+    square = np.asarray(matrix.multiply(matrix).sum(1)).ravel() / store.n_kept
+    return matrix, mean, np.sqrt(np.maximum(square - mean**2, 0)), store.n_kept
+
+
+def _best_correlation(x: tuple[Any, ...], y: tuple[Any, ...]) -> Best:
+    where, value = np.zeros(x[0].shape[0], np.int64), np.zeros(x[0].shape[0])
+    for k in range(0, len(where), BLOCK):
+        part = slice(k, k + BLOCK)
+        cross = (x[0][part] @ y[0].T).toarray() / x[3] - x[1][part, None] * y[1][None]
+        scale = x[2][part, None] * y[2][None]
+        r = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+        where[part], value[part] = r.argmax(1), r.max(1)
+    return where, value
+
+
+def _mean(found: Best | None) -> float:
+    return float("nan") if found is None else float(found[1].mean())
+
+
+def _agreement(meaning: Best, found: Best | None) -> float:
+    return float("nan") if found is None else float((meaning[0] == found[0]).mean())
