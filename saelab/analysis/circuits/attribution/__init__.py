@@ -1,0 +1,1 @@
+"""Attribution graphs: one prompt through transcoders, every edge exactly linear once nonlinearities are held."""

@@ -1,0 +1,1 @@
+"""Sparse feature circuits: SAE latents and errors as nodes."""
