@@ -39,6 +39,7 @@ def test_help_answers_quickly():
 def test_every_shipped_config_is_valid(tmp_path):
     from saelab.core.config import apply_overrides, load_yaml, parse_config
     from saelab.models.pretrain import PretrainConfig
+    from saelab.workflows.codebook import CodebookJob
     from saelab.workflows.train import TrainJob
 
     paths = sorted(asset("configs").glob("*.yaml"))
@@ -46,7 +47,10 @@ def test_every_shipped_config_is_valid(tmp_path):
     for path in paths:
         if path.name.startswith("pretrain"):
             parse_config(PretrainConfig, load_yaml(path), path.name)
+        elif path.name.startswith("codebook"):
+            parse_config(CodebookJob, load_yaml(path), path.name)
         else:
-            data = apply_overrides(load_yaml(path), {"live": {}, "sae.d_in": 192})
+            data = apply_overrides(load_yaml(path), {"sae.d_in": 192})
+            data |= {} if "pairs" in data else {"live": {}}
             parse_config(TrainJob, {**data, "store": None}, path.name)
         assert yaml.safe_load(path.read_text())
