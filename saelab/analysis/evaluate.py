@@ -23,10 +23,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.analysis.evaluation import Evaluation, load_evaluation, save_evaluation
+from saelab.analysis.predictions import log_softmax, put, summed_cross_entropy, summed_divergence
 from saelab.analysis.reconstruction import Reconstruction, ratio, rebuild
 from saelab.analysis.trained_mode import TrainedMode
 from saelab.core.batch import Batch
@@ -51,8 +52,6 @@ __all__ = ["Evaluation", "evaluate", "load_evaluation", "save_evaluation", "site
 
 LOGIT_BYTES = 256 << 20
 """Batches are split by rows so that one float32 logit tensor stays below this."""
-CHUNK = 1 << 22
-"""Numbers of a logit tensor whose log-softmax is taken at once."""
 VARIANTS = ("sae", "zero", "mean")
 
 
@@ -210,14 +209,14 @@ class _Run:
         targets = piece.tokens[:, 1:][piece.keep[:, 1:]].to(clean.device)
         self.n_predictions += targets.numel()
         self.n_rows += piece.tokens.shape[0]
-        log_p = _log_softmax(clean[scored])
+        log_p = log_softmax(clean[scored])
         del clean
-        self.ce["clean"] += _cross_entropy(log_p, targets)
+        self.ce["clean"] += summed_cross_entropy(log_p, targets)
         for name, values in replaced.items():
-            logits = self.model.logits(piece.tokens, replace={self.target: _put(values, where)})
-            log_q = _log_softmax(logits[scored])
-            self.ce[name] = self.ce.get(name, 0.0) + _cross_entropy(log_q, targets)
-            self.kl[name] = self.kl.get(name, 0.0) + _divergence(log_p, log_q)
+            logits = self.model.logits(piece.tokens, replace={self.target: put(values, where)})
+            log_q = log_softmax(logits[scored])
+            self.ce[name] = self.ce.get(name, 0.0) + summed_cross_entropy(log_q, targets)
+            self.kl[name] = self.kl.get(name, 0.0) + summed_divergence(log_p, log_q)
 
     def _gradient(self, piece: Piece) -> Float[Tensor, "b t d"] | None:
         """Gradient of the summed next-token loss at the site, for an SAE that chooses by it."""
@@ -290,38 +289,3 @@ class _Run:
         if self.by_gradient:
             fields["ce_recovered_trained"] = ratio(ce["zero"] - ce["trained"], ce["zero"] - ce["clean"])
         return fields | {"trained_batch": self.trained_batch, "trained_tokens": found.n_tokens}
-
-
-def _put(values: Float[Tensor, "n d"], where: Bool[Tensor, "b t"]) -> Replace:
-    def replace(x: Tensor) -> Tensor:
-        x = x.clone()
-        x[where] = values
-        return x
-
-    return replace
-
-
-def _log_softmax(logits: Float[Tensor, "n v"]) -> Float[Tensor, "n v"]:
-    """Log-probabilities, float32, chunk by chunk in place of the logits where those are float32."""
-    log_p = logits.float()
-    step = max(1, CHUNK // log_p.shape[1])
-    for i in range(0, log_p.shape[0], step):
-        log_p[i : i + step] = log_p[i : i + step].log_softmax(-1)
-    return log_p
-
-
-def _cross_entropy(log_p: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> float:
-    """Summed cross-entropy."""
-    return -float(log_p.gather(1, targets[:, None]).double().sum())
-
-
-def _divergence(log_p: Float[Tensor, "n v"], log_q: Float[Tensor, "n v"]) -> float:
-    """Summed ``KL(p || q)``."""
-    total = 0.0
-    step = max(1, CHUNK // log_p.shape[1])
-    for i in range(0, log_p.shape[0], step):
-        p = log_p[i : i + step]
-        # p = 0 where a logit is -inf: 0 * log 0 counts as 0.
-        terms = torch.where(p == -torch.inf, 0.0, p.exp() * (p - log_q[i : i + step]))
-        total += float(terms.sum(1).double().sum())
-    return total

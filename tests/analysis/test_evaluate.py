@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from saelab.analysis import evaluate as module
+from saelab.analysis import predictions
 from saelab.analysis.evaluate import evaluate, site_mean
 from saelab.analysis.evaluation import Evaluation, load_evaluation, save_evaluation
 from saelab.core.batch import Batch
@@ -84,7 +85,7 @@ def test_batches_and_logit_chunks_do_not_matter(monkeypatch):
     generator = torch.Generator().manual_seed(3)
     sae = Oracle(torch.randn(6, 20, generator=generator), torch.randn(20, 6, generator=generator) / 9)
     whole = evaluate(model, sae, rows, SITE, rows_per_batch=100).to_dict()
-    monkeypatch.setattr(module, "CHUNK", 1)
+    monkeypatch.setattr(predictions, "CHUNK", 1)
     monkeypatch.setattr(module, "LOGIT_BYTES", 1)
     small = evaluate(model, sae, rows, SITE, rows_per_batch=3).to_dict()
     for name, value in whole.items():

@@ -101,7 +101,7 @@ def test_contrast_by_hand():
 
 
 def test_constant_pairs_pay_for_every_differing_feature():
-    """With both sides equal, agreement is free and each differing feature costs its square: they go dark (half, else)."""
+    """With both sides equal, agreement is free and each differing feature costs its square: they go dark."""
     sae, x = make("contrastive"), draw(6).repeat_interleave(2, 0)
     f = sae.encode(x).to_dense().detach()[::2, sae.config.n_common :]
     assert contrast_of(sae, x) == pytest.approx(float(f.square().sum()) / 6)
