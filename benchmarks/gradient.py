@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from jsonl import append_row, markdown, mean_spread, read_rows
+from jsonl import append_row, markdown, mean_spread, put_section, read_rows
 from quality_measure import ROWS_PER_BATCH, HeldOut, measure
 from quality_plan import BATCH, SEEDS
 from quality_subjects import SUBJECTS, Opened, open_subject
@@ -228,9 +228,14 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=8e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the tables of the results")
+    parser.add_argument("--docs", type=Path, help="put the tables into this page")
     args = parser.parse_args()
-    if args.table:
-        print(tables(read_rows(args.results)))
+    if args.table or args.docs:
+        text = tables(read_rows(args.results))
+        if args.table:
+            print(text)
+        if args.docs:
+            put_section(args.docs, "gradient", text)
         return
     if args.work is None:
         parser.error("give --work, a folder for stores")

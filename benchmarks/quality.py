@@ -2,7 +2,7 @@
 
     benchmarks/peers/setup.sh                                                      once, for the peers
     python benchmarks/quality.py --work DIR [--data DIR] [--subjects embedded ...] [--lanes saelab peers]
-    python benchmarks/quality.py --table [--plot docs/images/quality.svg]
+    python benchmarks/quality.py --table [--docs docs/quality.md] [--plot docs/images/quality.svg]
 
 Results go to ``benchmarks/results/quality.jsonl`` (``--results``), a line per SAE as it is done; a line that is there
 is not made again, so an interrupted run goes on where it was. For each subject (see ``quality_subjects.py``) the
@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import quality_report
-from jsonl import append_row, read_rows
+from jsonl import append_row, put_section, read_rows
 from quality_measure import HeldOut, by_gradient, measure, measure_as_trained
 from quality_plan import BATCH, PEERS, SAELAB, SEEDS, SWEEP_SEED, Variant, best_rate, key_of, next_rates, scores
 from quality_subjects import SUBJECTS, Opened, Subject, open_subject
@@ -211,12 +211,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="tokens per SAE, if not the subject's own number")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the tables of the results")
+    parser.add_argument("--docs", type=Path, help="put the tables into this page")
     parser.add_argument("--plot", type=Path, help="draw FVU and CE recovered against L0 into this file")
     args = parser.parse_args()
-    if args.table or args.plot:
+    if args.table or args.docs or args.plot:
         rows = read_rows(args.results)
         if args.table:
             print(quality_report.tables(rows))
+        if args.docs:
+            put_section(args.docs, "quality", quality_report.tables(rows))
         if args.plot:
             quality_report.plot(rows, args.plot)
         return

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import quality_report
-from jsonl import append_row, markdown, mean_spread, read_rows
+from jsonl import append_row, markdown, mean_spread, put_section, read_rows
 from quality_plan import POINTS
 
 
@@ -60,3 +60,13 @@ def test_mean_and_spread():
     assert mean_spread([0.5], 1, percent=True) == "50.0"
     assert mean_spread([float("nan")]) == "-"
     assert markdown(["a", "b"], [["c", "d"]]) == "| a | b |\n|---|---:|\n| c | d |"
+
+
+def test_section_of_a_page_is_replaced_and_the_rest_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- begin t -->\nold\n<!-- end t -->\nb\n")
+    put_section(page, "t", "new")
+    put_section(page, "t", "newer")
+    assert page.read_text() == "a\n<!-- begin t -->\n\nnewer\n\n<!-- end t -->\nb\n"
+    with pytest.raises(SystemExit, match="no section"):
+        put_section(page, "u", "x")
