@@ -49,7 +49,7 @@ def test_every_part_is_there_and_comes_back_from_disk(result, ladder):
     assert [d.d_sae for d in result.decompositions] == [32, 64, 96, 128]
     assert result.scaling.widths == [32, 64, 96, 128]
     assert len(result.token_scaling) == 6
-    assert {p.method for p in result.pursuit} == {"encoder", "gradient", "orthogonal"}
+    assert {p.method for p in result.pursuit} == {"encoder", "gradient", "orthogonal", "random"}
     assert [e.predictors for e in result.earlier] == ["own", "blocks.1.hook_mlp_out", "own+earlier"]
     assert [e.part for e in result.error_saes] == ["error", "linear", "nonlinear"]
     assert result.downstream.n_tokens >= 600

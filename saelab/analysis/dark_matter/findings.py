@@ -136,8 +136,10 @@ def _pursuit(r: "DarkMatter") -> Finding | None:
         return None
     own, better = by["encoder"], by["gradient"]
     fall, whole = 1 - better.fvu_nonlinear / own.fvu_nonlinear, 1 - better.fvu / own.fvu
-    omp = by.get("orthogonal")
-    other = f"orthogonal matching pursuit: FVU {omp.fvu:.4f}, nonlinear {omp.fvu_nonlinear:.4f}" if omp else "none"
+    others = {"orthogonal": "orthogonal matching pursuit", "random": "gradient pursuit with random directions"}
+    other = "; ".join(
+        f"{label}: FVU {by[m].fvu:.4f}, nonlinear {by[m].fvu_nonlinear:.4f}" for m, label in others.items() if m in by
+    )
     return Finding(
         "gradient pursuit at inference reduces the nonlinear error little",
         f"FVU_nonlinear {own.fvu_nonlinear:.4f} to {better.fvu_nonlinear:.4f} ({-fall:+.1%}), FVU {own.fvu:.4f} to "

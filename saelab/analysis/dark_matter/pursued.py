@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saelab.analysis.dark_matter.decompose import bias_of
 from saelab.analysis.dark_matter.tokens import Tokens
-from saelab.analysis.pursuit import pursue
+from saelab.analysis.pursuit import gradient_pursuit, pursue
 from saelab.analysis.reconstruction import ratio
 from saelab.core.code import SparseCode
 from saelab.core.progress import progress
@@ -18,7 +19,7 @@ from saelab.features.rows import encode_in_parts
 if TYPE_CHECKING:
     import pandas as pd
 
-METHODS = ("encoder", "gradient", "orthogonal")
+METHODS = ("encoder", "gradient", "orthogonal", "random")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class PursuitResult:
 
     method: str
     """``encoder`` (the SAE's own), ``gradient`` pursuit, ``orthogonal`` matching pursuit (its weights may be
-    negative)."""
+    negative); control ``random``: gradient pursuit with as many random unit directions instead of the decoder's. Where
+    that comes near the encoder, a budget of this size fits any vector of this width, features or not."""
     l0: float
     """Mean number of features used."""
     fvu: float
@@ -51,11 +53,14 @@ def frame(results: list[PursuitResult]) -> "pd.DataFrame":
 
 @torch.no_grad()
 def compare_pursuit(
-    tokens: Tokens, site: str, sae: Dictionary, methods: tuple[str, ...] = METHODS
+    tokens: Tokens, site: str, sae: Dictionary, methods: tuple[str, ...] = METHODS, seed: int = 0
 ) -> list[PursuitResult]:
     """Code the tokens with each method, the budget of a token being the encoder's own L0 for it."""
     d = tokens.width(site)
     moments = {m: (CrossMoments(d, d), CrossMoments(d, d)) for m in methods}
+    bias = bias_of(sae)
+    directions = torch.randn(sae.d_sae, d, generator=torch.Generator().manual_seed(seed))
+    directions /= directions.norm(dim=1, keepdim=True)
     seconds, used = dict.fromkeys(methods, 0.0), dict.fromkeys(methods, 0)
     with progress("pursuit", tokens.n) as bar:
         for chunk in tokens.chunks(site, size=2048):
@@ -63,10 +68,14 @@ def compare_pursuit(
             budget = encode_in_parts(sae, x, site).l0()
             for method in methods:
                 began = time.perf_counter()
-                code = _code(sae, x, site, method, budget)
-                seconds[method] += time.perf_counter() - began
+                if method == "random":
+                    code, e = gradient_pursuit(x - bias, directions, budget.cpu())
+                    seconds[method] += time.perf_counter() - began
+                else:
+                    code = _code(sae, x, site, method, budget)
+                    seconds[method] += time.perf_counter() - began
+                    e = x - sae.decode(code).float().cpu()
                 used[method] += int((code.values != 0).sum())
-                e = x - sae.decode(code).float().cpu()
                 for some, part in zip((chunk.fit, ~chunk.fit), moments[method], strict=True):
                     part.update(x[some], e[some])
             bar.advance(x.shape[0])

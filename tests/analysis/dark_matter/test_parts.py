@@ -82,6 +82,7 @@ def test_pursuit_beats_the_encoder_in_superposition_at_equal_l0():
     found = {r.method: r for r in compare_pursuit(data(planted.x), SITE, sae)}
     assert found["gradient"].fvu < 0.6 * found["encoder"].fvu
     assert found["gradient"].l0 <= found["encoder"].l0 + 1e-6
+    assert found["random"].fvu > 1.5 * found["gradient"].fvu
     assert found["orthogonal"].fvu < found["encoder"].fvu
     assert all(r.fvu_nonlinear <= r.fvu + 1e-6 and r.tokens_per_second > 0 for r in found.values())
 
