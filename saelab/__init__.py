@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from saelab.activations.harvest import harvest as harvest
     from saelab.activations.live import LiveStream as LiveStream
     from saelab.activations.store import open_store as open_store
+    from saelab.analysis.compare.compare import compare as compare
+    from saelab.analysis.compare.folder import load_comparison as load_comparison
     from saelab.analysis.evaluate import evaluate as evaluate
+    from saelab.analysis.saebench.run import full_evaluate as full_evaluate
     from saelab.core.code import SparseCode as SparseCode
     from saelab.features.build import build_features as build_features
     from saelab.features.dashboard import show as show
@@ -50,6 +53,9 @@ _WHERE = {
     "save_sae": "saelab.sae.folder",
     "SparseCode": "saelab.core.code",
     "evaluate": "saelab.analysis.evaluate",
+    "full_evaluate": "saelab.analysis.saebench.run",
+    "compare": "saelab.analysis.compare.compare",
+    "load_comparison": "saelab.analysis.compare.folder",
     "build_features": "saelab.features.build",
     "open_features": "saelab.features.store",
     "describe": "saelab.workflows.show",

@@ -44,11 +44,9 @@ def description_length(code: SparseCode, bins: int) -> float:
     return float((_entropy(p) + _entropy(1 - p) + p * value).sum())
 
 
-def mdl(
-    x: Float[Tensor, "n d"], dictionaries: Mapping[str, Dictionary], codes: Mapping[str, SparseCode], *, seed: int = 0
-) -> EvalResult:
+def mdl(x: Float[Tensor, "n d"], dictionaries: Mapping[str, Dictionary], codes: Mapping[str, SparseCode]) -> EvalResult:
     """Measure the codes of the same n tokens under every dictionary."""
-    config = {"num_bins_values": list(BINS), "fvu_tolerance": TOLERANCE, "n_tokens": len(x), "random_seed": seed}
+    config = {"num_bins_values": list(BINS), "fvu_tolerance": TOLERANCE, "n_tokens": len(x)}
     metrics: dict[str, Metrics] = {}
     details: list[dict[str, Any]] = []
     for name, dictionary in dictionaries.items():

@@ -230,7 +230,7 @@ def _tpp(job: _Job) -> EvalResult:
 
 
 def _mdl(job: _Job) -> EvalResult:
-    return mdl.mdl(job.sample, job.dictionaries, job.codes, seed=job.settings.seed)
+    return mdl.mdl(job.sample, job.dictionaries, job.codes)
 
 
 def _meta_structure(job: _Job) -> EvalResult:
