@@ -4,7 +4,7 @@ import shell
 import streamlit as st
 
 from saelab.workflows.browse import CIRCUIT, stamp
-from saelab.workflows.circuits_shown import COMMANDS, feature_of, open_circuit
+from saelab.workflows.circuits_shown import HELP, feature_of, is_site, open_circuit
 from saelab.workflows.results import short
 
 
@@ -17,7 +17,7 @@ def circuit_in(folder, changed):
 def open_in_site(site, feature):
     """Open a feature of the SAE at a site, if one with a feature store is among the folders given."""
     for place in shell.library().places:
-        if place.store is not None and shell.opened_at(place).store.manifest["site"] == site:
+        if place.store is not None and is_site(site, shell.opened_at(place).store.manifest):
             shell.open_feature(feature, place.key)
     st.info(shell.plain(f"No feature store of an SAE at {site} is among the folders given."))
 
@@ -25,9 +25,8 @@ def open_in_site(site, feature):
 st.title("Circuits")
 found = shell.results(CIRCUIT)
 if not found:
-    st.info("No circuit in the folders given. These make one:")
-    st.code("\n".join(COMMANDS.values()), language="bash")
-    st.caption("saelab circuits tasks lists the tasks.")
+    st.info("No circuit in the folders given. This finds one; saelab circuits tasks lists the tasks:")
+    st.code(f"saelab circuits find --task induction --out circuit\n{HELP}", language="bash")
     st.stop()
 folder = shell.choose_result(found, "circuit")
 with shell.guarded():

@@ -69,12 +69,25 @@ def direction():
     return {name: values}
 
 
+def remember(names, extra):
+    """Keep what was chosen as far as it is still there; a direction just typed becomes a column that is shown."""
+    state = st.session_state
+    default = [name for name in names if name in SCORES or name in SHOWN]
+    new = [name for name in extra if name != state.get("direction_shown")]
+    state.direction_shown = next(iter(extra), None)
+    state.columns = [*new, *(name for name in state.get("columns", default) if name in names and name not in new)]
+    state.filtered = [name for name in state.get("filtered", []) if name in names]
+    if state.get("sort") not in ["feature", *names]:
+        state.sort = "density"
+
+
 st.title("Features")
 opened = shell.opened()
 store = opened.store
 with st.expander("Compare with a direction", icon=":material/explore:"):
     extra = direction()
 names = sortable(store, extra)
+remember(names, extra)
 with shell.guarded():
     notes = opened.notes.all()
 
@@ -88,7 +101,6 @@ text = search.text_input(
 sort_by = sort.selectbox(
     "Sort by",
     ["feature", *names],
-    index=1 + names.index("density"),
     key="sort",
     format_func=lambda n: n.replace("_", " "),
 )
@@ -110,10 +122,7 @@ with st.expander("Filter by columns, choose columns"):
             high.number_input("at most", value=None, placeholder=f"{most:.4g}", format="%g", key=f"high_{name}"),
         )
         ranges.append(Range(name, *bounds))
-    default = [*extra, *(name for name in names if name in SCORES or name in SHOWN)]
-    visible = st.multiselect(
-        "Columns", names, default=default, key="columns", format_func=lambda n: n.replace("_", " ")
-    )
+    visible = st.multiselect("Columns", names, key="columns", format_func=lambda n: n.replace("_", " "))
 
 query = Query(text, tuple(ranges), bool(starred), sort_by, bool(descending))
 with shell.guarded():

@@ -37,6 +37,8 @@ def main() -> None:
 
     model, tokenizer = hooked(options.model)
     sae = SAE.load_from_disk(options.sae, device="cpu")
+    # The runner always folds decoder norms, which SAELens refuses for a TopK SAE; norms are no matter here.
+    sae.fold_W_dec_norm = lambda: None
     tokens = load_file(options.tokens)["tokens"]
     config = SaeVisConfig(
         hook_point=options.site, features=list(range(options.features)), ignore_tokens={tokenizer.bos_token_id}

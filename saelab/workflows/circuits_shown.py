@@ -1,10 +1,11 @@
 """Saved circuits as the browser shows them, whatever they are made of: a figure, numbers, a table of parts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelab.core.artifacts import read_manifest
+from saelab.core.artifacts import read_json, read_manifest
 from saelab.core.errors import CorruptError
 from saelab.workflows.browse import CIRCUIT
 
@@ -12,12 +13,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-COMMANDS = {
-    "edges": "saelab circuits find --task TASK --out circuit",
-    "features": "saelab circuits features --task TASK --out circuit",
-    "graph": "saelab circuits graph --out graph",
-}
-"""What makes a circuit of each content."""
+    from saelab.analysis.circuits.figure import FigureEdge, FigureNode
+
+HELP = "saelab circuits --help"
+"""Names the commands that find circuits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +30,7 @@ class ShownCircuit:
     numbers: dict[str, tuple[str, str]]
     """Title to (number as text, meaning)."""
     figure: "Figure"
-    """The graph; points that stand for features carry ``[site, feature]`` as their custom data."""
+    """The graph; points that stand for features of SAEs carry ``[site, feature]`` as their custom data."""
     table: "pd.DataFrame"
     """Its parts, strongest first; features of SAEs have columns ``site`` and ``feature``."""
 
@@ -39,8 +38,10 @@ class ShownCircuit:
 def open_circuit(folder: Path) -> ShownCircuit:
     """Read a circuit folder of any content. Raises :class:`CorruptError` and the like."""
     content = str(read_manifest(folder, CIRCUIT).get("content"))
+    if content not in _READERS:
+        raise CorruptError(f"{folder} holds a circuit of '{content}', which this version cannot draw; update saelab")
     try:
-        return _edges(folder) if content == "edges" else _other(folder, content)
+        return _READERS[content](folder)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CorruptError(f"{folder} is not a circuit that this version can read ({error!r}); make it again") from None
 
@@ -67,15 +68,134 @@ def _edges(folder: Path) -> ShownCircuit:
     return ShownCircuit(circuit.task, about, numbers, circuit.plot(), circuit.to_frame())
 
 
-def _other(folder: Path, content: str) -> ShownCircuit:
-    raise CorruptError(f"{folder} holds a circuit of '{content}', which this version cannot draw; update saelab")
+def _features(folder: Path) -> ShownCircuit:
+    """Read a circuit of SAE features; errors of SAEs are nodes too."""
+    import pandas as pd
+
+    from saelab.analysis.circuits.figure import FigureEdge, FigureNode
+
+    data = _object(folder / "circuit.json")
+    sites = list(data["sites"])
+    nodes, rows, counts = [], [], dict.fromkeys(sites, 0)
+    for node in data["nodes"]:
+        site, where, index = str(node["node"]).split("/")
+        at = counts[site] if where == "all" else int(where) + 0.16 * (counts[site] % 6)
+        counts[site] += 1
+        kind = "error" if index == "error" else "feature"
+        effect, exact = float(node["effect"]), node["exact"]
+        hover = "" if exact is None else f"measured {exact:.4g}"
+        label = "" if kind == "error" else index
+        nodes.append(FigureNode(str(node["node"]), float(at), float(sites.index(site)), kind, effect, label, hover))
+        feature = -1 if kind == "error" else int(index)
+        rows.append({"site": site, "feature": feature, "position": where, "effect": effect, "measured": exact})
+    known = {node.name for node in nodes}
+    ends = {str(edge["target"]) for edge in data["edges"]} - known
+    middle = sum(node.x for node in nodes) / max(len(nodes), 1)
+    nodes += [FigureNode(end, middle, float(len(sites)), "logit", 0.0, str(data["metric"])) for end in sorted(ends)]
+    known |= ends
+    edges = [
+        FigureEdge(str(e["source"]), str(e["target"]), float(e["weight"]))
+        for e in data["edges"]
+        if e["source"] in known
+    ]
+    labels = [(float(k), site) for k, site in enumerate(sites)]
+    figure = _clickable(nodes, edges, [(row["site"], row["feature"]) for row in rows], y_labels=labels)
+    best = max(data["curve"], key=lambda point: point["faithfulness"], default=None)
+    numbers = {
+        "nodes": (f"{len(rows):,}", f"Of {data['n_candidates']:,} with any effect."),
+        "edges": (f"{len(data['edges']):,}", "Edges between them."),
+    }
+    if best is not None:
+        meaning = (
+            f"Best share of the task that the nodes of a size do alone, on unseen prompts: {best['n_nodes']:,} nodes."
+        )
+        numbers["faithfulness"] = (f"{best['faithfulness']:.3f}", meaning)
+        numbers["by chance"] = (f"{best['random']:.3f}", "Random sets of as many nodes.")
+    about = f"{data['model']}, effects by {data['method']} on {data['metric']}; {data['n_heldout']:,} unseen prompts"
+    return ShownCircuit(str(data["task"]), about, numbers, figure, pd.DataFrame(rows))
+
+
+def _attribution(folder: Path) -> ShownCircuit:
+    """Read an attribution graph: one prompt, transcoders in place of MLPs."""
+    import pandas as pd
+
+    from saelab.analysis.circuits.figure import FigureEdge, FigureNode
+
+    data, about = _object(folder / "graph.json"), read_manifest(folder, CIRCUIT)
+    tokens = data["metadata"]["prompt_tokens"]
+    last = max((int(n["layer"]) for n in data["nodes"] if n["layer"] != "E"), default=0)
+    kinds = {"cross layer transcoder": "feature", "mlp reconstruction error": "error", "embedding": "embedding"}
+    nodes, rows, crowd = [], [], dict[tuple[int, int], int]()
+    for node in data["nodes"]:
+        layer = -1 if node["layer"] == "E" else int(node["layer"])
+        kind, position = kinds.get(node["feature_type"], "logit"), int(node["ctx_idx"])
+        at = crowd.setdefault((layer, position), 0)
+        crowd[layer, position] += 1
+        label = str(node["feature"]) if kind == "feature" else ""
+        place = (position + 0.12 * (at % 7), 2.0 * layer + 0.22 * (at // 7))
+        hover = f"token {tokens[position]!r}\n{node['clerp']}".strip()
+        nodes.append(FigureNode(str(node["node_id"]), *place, kind, float(node["influence"]), label, hover))
+        feature = int(node["feature"]) if kind == "feature" else -1
+        rows.append(
+            {
+                **{"kind": kind, "site": f"blocks.{layer}.mlp" if kind == "feature" else "", "feature": feature},
+                **{"token": repr(tokens[position]), "influence": float(node["influence"]), "says": str(node["clerp"])},
+            }
+        )
+    edges = [FigureEdge(str(e["source"]), str(e["target"]), float(e["weight"])) for e in data["links"]]
+    labels = [(2.0 * k, "tokens" if k < 0 else "logits" if k == last else f"MLP {k}") for k in range(-1, last + 1)]
+    targets = [(row["site"], row["feature"]) for row in rows]
+    positions = [(float(k), str(token)) for k, token in enumerate(tokens)]
+    figure = _clickable(nodes, edges, targets, y_labels=labels, x_labels=positions)
+    numbers = {
+        "nodes": (f"{len(nodes):,}", "After pruning."),
+        "edges": (f"{len(edges):,}", "After pruning."),
+        "replacement": (f"{about['replacement']:.3f}", "Share of the influence from tokens, not from errors."),
+        "completeness": (f"{about['completeness']:.3f}", "Mean share of a node's inputs that are no errors."),
+    }
+    table = pd.DataFrame(rows).sort_values("influence", ascending=False, kind="stable").reset_index(drop=True)
+    return ShownCircuit(f"{about['prompt']!r}", f"{about['model']}, attribution graph", numbers, figure, table)
+
+
+_READERS: dict[str, Callable[[Path], ShownCircuit]] = {
+    "edges": _edges,
+    "features": _features,
+    "attribution": _attribution,
+}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise CorruptError(f"{path} must hold a mapping; make the circuit again")
+    return data
+
+
+def _clickable(
+    nodes: "list[FigureNode]", edges: "list[FigureEdge]", targets: list[tuple[str, int]], **axes: Any
+) -> Any:
+    """Draw a graph whose first points carry their targets, so that a click can open a feature."""
+    from saelab.analysis.circuits.figure import graph_figure
+
+    figure = graph_figure(nodes, edges, **axes)
+    points = figure.data[-1]
+    points.hovertext, points.hovertemplate = points.customdata, "%{hovertext}<extra></extra>"
+    points.customdata = [list(t) for t in targets] + [["", -1]] * (len(nodes) - len(targets))
+    return figure
 
 
 def feature_of(point: Any) -> tuple[str, int] | None:
     """Return site and feature of a clicked point of the figure, None when it stands for something else."""
     if isinstance(point, list | tuple) and len(point) >= 2 and isinstance(point[0], str):
         try:
-            return point[0], int(point[1])
+            return (point[0], int(point[1])) if int(point[1]) >= 0 else None
         except (TypeError, ValueError):
             return None
     return None
+
+
+def is_site(pattern: str, about: dict[str, Any]) -> bool:
+    """Whether a feature store, by its manifest, is of a site; ``blocks.2.mlp`` stands for a transcoder's MLP."""
+    sites = [str(about.get(key) or "") for key in ("site", "target_site")]
+    block, _, part = pattern.rpartition(".")
+    return pattern in sites or (part == "mlp" and any(s.startswith(block + ".") and "mlp" in s for s in sites))

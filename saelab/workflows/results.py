@@ -124,6 +124,6 @@ def worst_tokens(result: "DarkMatter", name: str, vocabulary: Vocabulary | None,
         frame[column] = np.bincount(ids, result.tokens[f"{name}/{part}"])[often] / norms[often]
     frame = frame.sort_values(["error", "id"], ascending=[False, True]).head(n).reset_index(drop=True)
     known = 0 if vocabulary is None else len(vocabulary)
-    texts = [quoted(vocabulary.strings([i])[0]) if vocabulary and i < known else f"<{i}>" for i in frame["id"]]
+    texts = [quoted(vocabulary.strings([i])[0]) if vocabulary and i < known else f"<{i}>" for i in frame["id"].tolist()]
     frame.insert(0, "token", texts)
     return frame.drop(columns="id")

@@ -83,6 +83,17 @@ def until(page, act, url):
     raise AssertionError(f"{page.url} never became {url}")
 
 
+def press_until(page, act, place):
+    """Do something until a part of the page is there; clicks on a page that is still being drawn are lost."""
+    for _ in range(10):
+        act()
+        try:
+            return place.wait_for(timeout=8000)
+        except playwright.TimeoutError:
+            continue
+    raise AssertionError(f"{place} never came")
+
+
 def hover_until(page, place, expected):
     """Hover over a token until its tip says what is expected; return the tip. Drawing moves it from under the mouse."""
     tip = ""
@@ -102,6 +113,15 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     page = visit(address, "/features")
     canvas = page.locator('[data-testid="stDataFrame"] canvas').first
     canvas.wait_for()
+
+    search = page.get_by_label("Search")
+
+    def look_for(text):
+        search.fill(text)
+        search.press("Enter")
+
+    press_until(page, lambda: look_for("17"), page.get_by_text("1 of 256 features;"))
+    press_until(page, lambda: look_for(""), page.get_by_text("256 of 256 features;"))
     first_row = {"x": 40, "y": 55}
     until(page, lambda: canvas.click(position=first_row, force=True), "**/feature?feature=*")
     number = page.locator("h1").inner_text().removeprefix("Feature ")
@@ -110,7 +130,9 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     tip = hover_until(page, page.locator(".sl .t.p").first, "row")
     assert "position" in tip
 
-    page.get_by_role("tab", name="Notes").click()
+    tab = page.get_by_role("tab", name="Across the range")
+    press_until(page, tab.click, page.get_by_text("activations,").first)
+    press_until(page, page.get_by_role("tab", name="Notes").click, page.get_by_label("Label"))
     page.get_by_label("Label").fill("seen in the browser")
     page.get_by_role("button", name="Save").click()
     page.get_by_text("seen in the browser ·").wait_for()
@@ -123,9 +145,16 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     page.get_by_role("link", name="Prompt").click()
     page.get_by_role("button", name="Read it").click()
     page.get_by_text("Features of the prompt").wait_for()
+    toggle = page.get_by_text("compare two texts")
+    press_until(page, toggle.click, page.get_by_label("Second text"))
+    page.get_by_role("button", name="Read it").click()
+    page.get_by_text("Features that differ most").wait_for()
     page.get_by_role("link", name="Steer").click()
     page.get_by_role("button", name="Write").click()
     page.get_by_text("By itself").wait_for()
+    for name, said in (("Error", "saelab dark-matter"), ("Circuits", "saelab circuits"), ("Compare", "saelab compare")):
+        page.get_by_role("link", name=name, exact=True).click()
+        page.get_by_text(said).first.wait_for()
 
 
 def test_hostile_tokens_are_inert_in_a_browser(serve, visit, tmp_path):

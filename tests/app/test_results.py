@@ -60,7 +60,7 @@ def test_worst_tokens_are_the_worst(results):
         if (ids == i).sum() >= 10
     }
     best = sorted(shares, key=lambda i: -shares[i])[:5]
-    assert frame["token"].tolist() == [f"“{store.vocabulary.strings([i])[0]}”".replace("\n", "⏎") for i in best]
+    assert frame["token"].tolist() == [f"“{store.vocabulary.strings([int(i)])[0]}”".replace("\n", "⏎") for i in best]
     np.testing.assert_allclose(frame["error"], [shares[i] for i in best], rtol=1e-5)
 
 
