@@ -58,17 +58,13 @@ class Lane:
             row = {"stage": "subject", "subject": self.subject.name, "site": self.subject.site}
             append_row(results, {**row, "d_sae": self.subject.d_sae, **about, **self.heldout.about()})
 
-    def sweep(self) -> None:
-        """Find the learning rate of every variant that has none."""
+    def run(self, seed: int) -> None:
+        """Train every variant at every L0, after finding its learning rate if it has none yet."""
         for variant in self.variants:
             while variant.lr_of is None and (
                 rates := next_rates(variant, scores(variant, self.subject.name, read_rows(self.results)))
             ):
                 self.train(variant, "lr", SWEEP_SEED, [(point, lr) for lr in rates for point in variant.sweep])
-
-    def main(self, seed: int) -> None:
-        """Train every variant at every L0."""
-        for variant in self.variants:
             lr = best_rate(variant, self.subject.name, read_rows(self.results), self.variants)
             self.train(variant, "main", seed, [(point, lr) for point in variant.points])
 
@@ -192,10 +188,10 @@ def run(args: argparse.Namespace) -> None:
         work = args.work / name
         opened = open_subject(subject, args.data, work)
         lanes = {"saelab": SAELAB, "peers": PEERS}
-        for lane in [Lane(installed(lanes[chosen]), opened, args.results, work, args.threads) for chosen in args.lanes]:
-            lane.sweep()
-            for seed in args.seeds:
-                lane.main(seed)
+        opened_lanes = [Lane(installed(lanes[name]), opened, args.results, work, args.threads) for name in args.lanes]
+        for seed in args.seeds:
+            for lane in opened_lanes:
+                lane.run(seed)
 
 
 def main() -> None:
