@@ -51,7 +51,8 @@ SECTIONS: dict[str, tuple[str, str]] = {
     "pursuit": (
         "Better codes for the same dictionary",
         "The SAE's encoder, gradient pursuit and orthogonal matching pursuit at the encoder's own L0, token by token; "
-        "random: gradient pursuit with random directions instead of the decoder's. Speeds were taken in turns on the machine that made this report.",
+        "random: gradient pursuit with random directions instead of the decoder's. Speeds were taken in turns on the "
+        "machine that made this report.",
     ),
     "earlier": (
         "Error from earlier sites",
