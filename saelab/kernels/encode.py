@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse
-from saelab.kernels.segments import entry_dots, grouped_sum, rows_of_topk
+from saelab.kernels.segments import entry_dots, grouped_sum, pick, rows_of_topk
 from saelab.kernels.select import Precision, select_topk
 
 
@@ -119,7 +119,7 @@ class _SelectedPreActivations(torch.autograd.Function):
         if known is not None:
             entries = known.clone()
         else:
-            entries = entry_dots(centered, w_enc_t, indices, rows, impl=impl) + b_enc[indices]
+            entries = entry_dots(centered, w_enc_t, indices, rows, impl=impl) + pick(b_enc, indices)
         return entries, torch.addmm(b_enc[block], centered, w_enc_t[block].T)
 
     @staticmethod

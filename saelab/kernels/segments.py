@@ -6,7 +6,7 @@ Entry ``j`` says that token ``rows[j]`` has feature ``indices[j]``. Entries may 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_triton
@@ -39,8 +39,28 @@ def offsets_of_topk(n: int, k: int, device: torch.device) -> Int[Tensor, " n_plu
 
 def group_by(key: Int[Tensor, " nnz"], n_groups: int) -> Groups:
     """Group entries by ``key``; within a group they keep their order, so that sums are reproducible."""
-    ordered, order = torch.sort(key, stable=True)
-    return Groups(order, torch.searchsorted(ordered, torch.arange(n_groups + 1, device=key.device)))
+    order = stable_order(key, n_groups)
+    counts = torch.bincount(key, minlength=n_groups)
+    return Groups(order, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+
+
+def stable_order(key: Int[Tensor, " nnz"], n_groups: int) -> Int[Tensor, " nnz"]:
+    """Return the order that sorts keys in [0, n_groups), equals in the order given.
+
+    On a CPU, digits of 15 bits are sorted one after the other, least first: three to four times as fast as sorting
+    64-bit integers.
+    """
+    if key.device.type != "cpu" or n_groups > 1 << 30:
+        return torch.sort(key, stable=True).indices
+    order = torch.sort((key & 0x7FFF).to(torch.int16), stable=True).indices
+    if n_groups > 1 << 15:
+        order = pick(order, torch.sort(pick(key >> 15, order).to(torch.int16), stable=True).indices)
+    return order
+
+
+def pick(values: Shaped[Tensor, " n"], places: Int[Tensor, " m"]) -> Shaped[Tensor, " m"]:
+    """Return ``values[places]``: by ``index_select``, which takes a fifth of the time of indexing on a CPU."""
+    return values.index_select(0, places)
 
 
 def bag_sum(
@@ -74,7 +94,7 @@ def grouped_sum(  # noqa: PLR0917
     ``groups``: those of ``key``, if they are known already.
     """
     groups = group_by(key, n_groups) if groups is None else groups
-    return bag_sum(weight, indices[groups.order], groups.offsets, scale[groups.order], impl)
+    return bag_sum(weight, pick(indices, groups.order), groups.offsets, pick(scale, groups.order), impl)
 
 
 def entry_dots(  # noqa: PLR0917
@@ -94,7 +114,7 @@ def entry_dots(  # noqa: PLR0917
     """
     if indices.numel() == 0:
         return left.new_zeros(0)
-    order = torch.sort(indices, stable=True).indices if by_feature is None else by_feature.order
+    order = stable_order(indices, right.shape[0]) if by_feature is None else by_feature.order
     if use_triton(impl, left.device):
         from saelab.kernels import triton_entry_dots
 
@@ -102,6 +122,6 @@ def entry_dots(  # noqa: PLR0917
     bags = torch.zeros(right.shape[0], dtype=torch.int64, device=left.device)
     with torch.no_grad():
         dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            right.contiguous(), left.contiguous(), rows[order], bags, indices[order], 0, -1
+            right.contiguous(), left.contiguous(), pick(rows, order), bags, pick(indices, order), 0, -1
         )
         return torch.empty_like(dots).index_copy_(0, order, dots)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse, use_triton
-from saelab.kernels.segments import entry_dots
+from saelab.kernels.segments import entry_dots, pick
 
 Precision = Literal["f32", "bf16"]
 """``bf16``: candidates are chosen from a bfloat16 product and recomputed in the dtype of ``x``."""
@@ -96,7 +96,9 @@ def row_topk(
         left_over = torch.arange(d_sae - rest, d_sae, device=tile.device).expand(n, rest)
         candidates = torch.cat([candidates, left_over], dim=1)
     starts = torch.arange(0, n * d_sae, d_sae, device=tile.device).unsqueeze(1)
-    values, position = tile.view(-1)[candidates + starts].topk(k, dim=1, sorted=False)
+    values, position = (
+        pick(tile.view(-1), (candidates + starts).view(-1)).view(candidates.shape).topk(k, dim=1, sorted=False)
+    )
     return values, candidates.gather(1, position)
 
 
@@ -112,6 +114,6 @@ def _refine(  # noqa: PLR0917
     n, wanted = candidates.shape
     flat = candidates.reshape(-1)
     rows = torch.arange(n, device=x.device).repeat_interleave(wanted)
-    exact = (entry_dots(x, w_enc_t, flat, rows, impl=impl) + b_enc[flat]).view(n, wanted)
+    exact = (entry_dots(x, w_enc_t, flat, rows, impl=impl) + pick(b_enc, flat)).view(n, wanted)
     values, position = exact.topk(k, dim=1, sorted=False)
     return candidates.gather(1, position), values

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from saelab.core.code import SparseCode
 from saelab.kernels.dispatch import Impl, use_sparse, use_triton
-from saelab.kernels.select import tile_rows
+from saelab.kernels.segments import entry_dots, pick
+from saelab.kernels.select import Precision, tile_rows
 
 
 class Entries(NamedTuple):
@@ -34,27 +35,71 @@ def select_above(
     b_enc: Float[Tensor, " d_sae"],
     threshold: Float[Tensor, ""] | Float[Tensor, " d_sae"],
     *,
+    precision: Precision = "f32",
     impl: Impl = "auto",
 ) -> Entries:
     """Select every entry of ``z = x @ w_enc_t.T + b_enc`` with ``z > threshold`` (one for all features, or one each).
 
-    The size of the result is what the data make it; only a tile of z exists at a time.
+    The size of the result is what the data make it; only a tile of z exists at a time. ``precision="bf16"`` takes as
+    candidates what a bfloat16 product puts above the threshold or up to six standard errors of it below, and recomputes
+    them: values are exact and so is every entry that is there, but one just above its threshold may be missing. The
+    reference ignores it.
     """
     n, d_sae = x.shape[0], w_enc_t.shape[0]
     if not use_sparse(impl):
         pre = x @ w_enc_t.T + b_enc
         return entries_of((pre > threshold).view(-1).nonzero().squeeze(1), pre.view(-1), n, d_sae)
-    least = torch.nextafter(threshold, torch.full_like(threshold, math.inf))  # z > t is z >= the next float after t
+    half = precision == "bf16" and x.dtype != torch.bfloat16
+    left, right, bias = (t.to(torch.bfloat16) if half else t for t in (x, w_enc_t, b_enc))
+    least = threshold - _bf16_error(x, w_enc_t, b_enc, threshold) if half else threshold
+    least = torch.nextafter(least, torch.full_like(least, math.inf)).to(left.dtype)  # z > t: z >= the next after t
     rows = tile_rows(n, d_sae)
-    buffer = torch.empty(rows, d_sae, dtype=x.dtype, device=x.device)
+    buffer = torch.empty(rows, d_sae, dtype=left.dtype, device=x.device)
     places, values = [], []
     for start in range(0, n, rows):
-        tile = torch.addmm(b_enc, x[start : start + rows], w_enc_t.T, out=buffer[: min(rows, n - start)])
+        tile = torch.addmm(bias, left[start : start + rows], right.T, out=buffer[: min(rows, n - start)])
         found = positions_from(tile, least, impl=impl)
-        values.append(tile.view(-1)[found])
+        if not half:
+            values.append(pick(tile.view(-1), found))
         places.append(found.add_(start * d_sae))
     place = torch.cat(places) if places else torch.zeros(0, dtype=torch.int64, device=x.device)
+    if half:
+        return _recomputed(place, x, w_enc_t, b_enc, threshold, impl)
     return entries_at(place, torch.cat(values) if values else x.new_zeros(0), n, d_sae)
+
+
+def _bf16_error(
+    x: Float[Tensor, "n d_in"],
+    w_enc_t: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    threshold: Float[Tensor, ""] | Float[Tensor, " d_sae"],
+) -> Float[Tensor, ""]:
+    """Return six standard errors of a bfloat16 product with typical rows, and the rounding of what is added to it.
+
+    Each factor is rounded by a relative error spread evenly over +-2^-9, which adds up like a random walk.
+    """
+    if x.numel() == 0:
+        return x.new_zeros(())
+    norms = x.square().sum(1).mean().sqrt() * w_enc_t.square().sum(1).mean().sqrt()
+    rounding = 2.0**-9 * (2 / 3) ** 0.5 * norms / x.shape[1] ** 0.5
+    return 6 * rounding + 2.0**-8 * (b_enc.abs().max() + 2 * threshold.abs().max())
+
+
+def _recomputed(  # noqa: PLR0917
+    place: Int[Tensor, " candidates"],
+    x: Float[Tensor, "n d_in"],
+    w_enc_t: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    threshold: Float[Tensor, ""] | Float[Tensor, " d_sae"],
+    impl: Impl,
+) -> Entries:
+    """Return the candidates that are above their threshold in full precision."""
+    n, d_sae = x.shape[0], w_enc_t.shape[0]
+    rows = place.div(d_sae, rounding_mode="floor")
+    indices = place - rows * d_sae
+    exact = entry_dots(x, w_enc_t, indices, rows, impl=impl) + pick(b_enc, indices)
+    keep = (exact > (threshold if threshold.ndim == 0 else pick(threshold, indices))).nonzero().squeeze(1)
+    return entries_at(pick(place, keep), pick(exact, keep), n, d_sae)
 
 
 def positions_from(
@@ -82,7 +127,7 @@ def positions_from(
         if hit.numel() * 4 < n * groups:
             first = hit + hit.div(groups, rounding_mode="floor") * (d_sae - groups)
             candidates = (first.unsqueeze(1) + torch.arange(group, device=tile.device) * groups).view(-1)
-            return candidates[tile.view(-1)[candidates] >= least]
+            return candidates[pick(tile.view(-1), candidates) >= least]
     return (tile >= least).view(-1).nonzero().squeeze(1)
 
 

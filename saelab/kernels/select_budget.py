@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse, use_triton
-from saelab.kernels.segments import entry_dots
+from saelab.kernels.segments import entry_dots, pick
 from saelab.kernels.select import BF16_MARGIN, Precision, row_topk, tile_rows
 from saelab.kernels.select_above import Entries, entries_at, positions_from
 
@@ -57,7 +57,7 @@ def select_budget(
         rows = place.div(d_sae, rounding_mode="floor")
         indices = place - rows * d_sae
         place, values = keep_largest(
-            place, entry_dots(x, w_enc_t, indices, rows, impl=impl) + b_enc[indices], budget, impl
+            place, entry_dots(x, w_enc_t, indices, rows, impl=impl) + pick(b_enc, indices), budget, impl
         )
     return entries_at(place, values, n, d_sae)
 
@@ -79,7 +79,7 @@ def keep_largest(
     spare = count - keep.sum()
     keep |= equal & (equal.cumsum(0) <= spare)
     kept = keep.nonzero().squeeze(1)
-    return place[kept], values[kept]
+    return pick(place, kept), pick(values, kept)
 
 
 def _largest_of_tiles(
@@ -103,7 +103,7 @@ def _largest_of_tiles(
         if guess and start == 0:
             bound = _sampled_bound(tile[:SAMPLE_ROWS], wanted / n, bound, impl)
         found = positions_from(tile, bound, group, impl)
-        values.append(tile.view(-1)[found])
+        values.append(pick(tile.view(-1), found))
         places.append(found.add_(start * d_sae))
         held += found.numel()
         if held > 2 * wanted:

@@ -25,7 +25,7 @@ from saelab.kernels.segments import group_by
 
 BLOCK_ELEMENTS = 1 << 22
 """Entries of a block of the result: 16 MiB of counts."""
-PIECES_AT_A_TIME = 1024
+PIECES_AT_A_TIME = 512
 """Pieces fetched at a time: what a core's cache holds."""
 
 

@@ -64,7 +64,9 @@ class GatedSAE(OpenCodeSAE):
     def encode_training(self, batch: Batch, context: StepContext) -> Encoding:
         """Return the magnitudes of the features whose gate is open; training and inference choose alike."""
         weights = self.w_enc_t.detach(), self.b_enc.detach()
-        found = select_above(self.centered(batch.x), *weights, self.b_enc.new_zeros(()), impl=context.impl)
+        found = select_above(
+            self.centered(batch.x), *weights, self.b_enc.new_zeros(()), precision=context.precision, impl=context.impl
+        )
         context = self.context_for(found.indices.numel(), batch.x.shape[0], context)
 
         def activation(gate: Tensor) -> Tensor:

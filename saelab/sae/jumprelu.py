@@ -77,7 +77,11 @@ class JumpReLUSAE(OpenCodeSAE):
         """Return the activations, and with value 0 the entries a little below their threshold."""
         weights = self.w_enc_t.detach(), self.b_enc.detach()
         found = select_above(
-            self.centered(batch.x), *weights, self.threshold - self.config.bandwidth / 2, impl=context.impl
+            self.centered(batch.x),
+            *weights,
+            self.threshold - self.config.bandwidth / 2,
+            precision=context.precision,
+            impl=context.impl,
         )
         context = self.context_for(found.indices.numel(), batch.x.shape[0], context)
 

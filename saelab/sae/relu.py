@@ -55,7 +55,9 @@ class ReLUSAE(OpenCodeSAE):
     def encode_training(self, batch: Batch, context: StepContext) -> Encoding:
         """Return all positive pre-activations; training and inference choose alike."""
         weights = self.w_enc_t.detach(), self.b_enc.detach()
-        found = select_above(self.centered(batch.x), *weights, self.b_enc.new_zeros(()), impl=context.impl)
+        found = select_above(
+            self.centered(batch.x), *weights, self.b_enc.new_zeros(()), precision=context.precision, impl=context.impl
+        )
         context = self.context_for(found.indices.numel(), batch.x.shape[0], context)
         return self.encoding_at(batch.x, found.indices, found.offsets, found.values, context)
 

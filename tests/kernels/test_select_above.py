@@ -33,3 +33,25 @@ def test_equal_to_the_threshold_is_not_above_it(group):
     least = torch.nextafter(torch.tensor(2.0), torch.tensor(torch.inf))
     assert tile.view(-1)[positions_from(tile, least, group)].tolist() == [3.0] * 8
     assert positions_from(tile, torch.tensor(2.0), group).numel() == 24
+
+
+@pytest.mark.parametrize("per_feature", [False, True])
+def test_bf16_values_are_exact_and_only_the_border_may_be_missed(per_feature):
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(256, 64, generator=g), torch.randn(2048, 64, generator=g)
+    w /= w.norm(dim=1, keepdim=True)
+    b = 0.1 * torch.randn(2048, generator=g)
+    threshold = torch.rand(2048, generator=g) + 1 if per_feature else torch.tensor(1.5)
+    half, full = (select_above(x, w, b, threshold, precision=p) for p in ("bf16", "f32"))
+    a, c = half.code(2048).to_dense(), full.code(2048).to_dense()
+    assert (c[a != 0] != 0).all()
+    torch.testing.assert_close(a[a != 0], c[a != 0])
+    missed = (a == 0) & (c != 0)
+    assert missed.sum() <= 1e-5 * full.values.numel()
+    assert (c - threshold)[missed].lt(0.02).all()
+
+
+def test_bf16_of_nothing():
+    empty = torch.zeros(0, 4)
+    found = select_above(empty, torch.zeros(5, 4), torch.zeros(5), torch.zeros(()), precision="bf16")
+    assert found.offsets.tolist() == [0]
