@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from saelab.activations.store import open_store as open_store
     from saelab.analysis.compare.compare import compare as compare
     from saelab.analysis.compare.folder import load_comparison as load_comparison
+    from saelab.analysis.dark_matter.prompt import error_of_prompt as error_of_prompt
+    from saelab.analysis.dark_matter.result import load_dark_matter as load_dark_matter
     from saelab.analysis.evaluate import evaluate as evaluate
+    from saelab.analysis.lazy_neurons import lazy_neurons as lazy_neurons
+    from saelab.analysis.pursuit import pursue as pursue
     from saelab.analysis.saebench.run import full_evaluate as full_evaluate
     from saelab.core.code import SparseCode as SparseCode
     from saelab.features.build import build_features as build_features
@@ -53,6 +57,10 @@ _WHERE = {
     "save_sae": "saelab.sae.folder",
     "SparseCode": "saelab.core.code",
     "evaluate": "saelab.analysis.evaluate",
+    "load_dark_matter": "saelab.analysis.dark_matter.result",
+    "error_of_prompt": "saelab.analysis.dark_matter.prompt",
+    "pursue": "saelab.analysis.pursuit",
+    "lazy_neurons": "saelab.analysis.lazy_neurons",
     "full_evaluate": "saelab.analysis.saebench.run",
     "compare": "saelab.analysis.compare.compare",
     "load_comparison": "saelab.analysis.compare.folder",
