@@ -58,11 +58,18 @@ def print_full(result: "FullEvaluation") -> None:
         return "" if not math.isfinite(value) else console.format_value(value)
 
     table = Table(box=None, title="SAEBench, offline", title_justify="left", padding=(0, 2, 0, 0))
-    for name in ("evaluation", "metric", "better", "SAE", "untrained", "shuffled", "says nothing: matched by"):
-        table.add_column(name, justify="right" if name in ("SAE", "untrained", "shuffled") else "left")
+    table.add_column("metric", no_wrap=True)
+    for name in ("SAE", "untrained", "shuffled"):
+        table.add_column(name, justify="right")
+    table.add_column("matched by", style="yellow")
+    shown = ""
     for row in result.to_frame().to_dict("records"):
+        if row["eval"] != shown:
+            shown = str(row["eval"])
+            table.add_row(shown, style="bold")
         values = [number(row.get(name, math.nan)) for name in ("sae", "untrained", "shuffled")]
-        table.add_row(str(row["eval"]), str(row["metric"]), str(row["better"]), *values, str(row["matched_by"]))
+        low = " (low is good)" if row["better"] == "lower" else ""
+        table.add_row(f"  {row['metric']}{low}", *values, str(row["matched_by"]))
     console.out.print(table)
     for name, found in result.evals.items():
         if found.skipped:

@@ -1,6 +1,6 @@
 """Codes of two SAEs on the same tokens: from two feature stores, an activation store, or text through the model(s)."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from saelab.features.store import FeatureStore
 CHUNK = 8192
 
 
-class _HasTokenizerHash(Protocol):
+@runtime_checkable
+class HasTokenizerHash(Protocol):
+    """Rows of text that say which tokenizer made them."""
+
     tokenizer_hash: str
 
 
@@ -104,7 +107,7 @@ def codes_from_text(
     return CodeMatrix.from_codes(codes[0]), CodeMatrix.from_codes(codes[1])
 
 
-def require_same_tokenizer(a: _HasTokenizerHash, b: _HasTokenizerHash) -> None:
+def require_same_tokenizer(a: HasTokenizerHash, b: HasTokenizerHash) -> None:
     """Raise :class:`StoreError` unless rows of text made for two models hold the same token ids."""
     if a.tokenizer_hash != b.tokenizer_hash:
         raise StoreError(

@@ -12,6 +12,7 @@ TILE_BYTES = 64 << 20
 
 
 @runtime_checkable
+@runtime_checkable
 class Similarity(Protocol):
     """An (n_a, n_b) matrix of similarities that is computed when asked for, rows at a time."""
 

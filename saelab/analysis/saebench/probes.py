@@ -35,7 +35,7 @@ class Probe:
 def fit_probe(x: Any, y: Bool[np.ndarray, " n"], penalty: float = 1.0) -> Probe:
     """Fit a logistic regression to a dense or SciPy sparse matrix (n, d).
 
-    The matrix is divided by one number, the root mean variance of its columns that vary, so that ``penalty / 2 ||w||^2``
+    The matrix is divided by one number, the root mean variance of its columns that vary, so that ``penalty / 2 |w|^2``
     beside the summed loss means the same at every scale; one number for all columns, so that directions of activations
     keep their meaning (dividing each column by its own would turn them). L-BFGS in float64; no randomness.
     """

@@ -11,14 +11,14 @@ from saelab.sae.topk import TopKConfig
 
 def test_children_come_with_their_parents():
     data = sample(4000, seed=1)
-    basis = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))[0].T
+    basis = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(0)))[0].T
     codes = data.x @ basis.T
-    on = codes[:, :32] > 0.5
-    assert torch.equal(on[:, :8], data.parents)
-    children = on[:, 8:].view(-1, 8, 3)
+    on = codes[:, :84] > 0.5
+    assert torch.equal(on[:, :4], data.parents)
+    children = on[:, 4:].view(-1, 4, 20)
     assert not (children.any(-1) & ~data.parents).any()
     assert (children.sum(-1) <= 1).all()
-    assert 0.7 < float(children.any(-1)[data.parents].float().mean()) < 0.8
+    assert 0.45 < float(children.any(-1)[data.parents].float().mean()) < 0.55
     assert not torch.equal(sample(10, seed=2).x, sample(10, seed=3).x)
 
 
@@ -32,13 +32,13 @@ def test_every_architecture_has_a_small_one(name):
     assert getattr(small, "k", 2) == 2
 
 
-def test_trained_dictionary_finds_the_parents_an_untrained_one_does_not():
-    found = planted_absorption(TopKConfig(d_in=192, d_sae=1024, k=32), steps=400, n=8000)
-    assert found.config["classes_scored"] >= 6
+def test_a_dictionary_sparser_than_the_truth_absorbs():
+    found = planted_absorption(TopKConfig(d_in=192, d_sae=1024, k=32), steps=500, n=8000)
+    assert found.config["classes_scored"] >= 3
     assert found.value("probe_f1") > 0.95
-    assert found.value("main_features_f1") > 0.8
-    assert found.value("main_features_f1") > found.value("main_features_f1", "untrained") + 0.1
-    assert 0 <= found.value("mean_absorption_fraction_score") <= 1
+    assert found.value("mean_absorption_fraction_score") > 0.1
+    assert found.value("mean_absorption_fraction_score") > found.value("mean_absorption_fraction_score", "untrained")
+    assert "mean_absorption_fraction_score" in {flag.metric for flag in found.flags()}
 
 
 def test_rows_made_of_few_directions_are_explained_better_than_random_ones():
