@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saelab.analysis.compare.folder import load_comparison as load_comparison
     from saelab.analysis.dark_matter.prompt import error_of_prompt as error_of_prompt
     from saelab.analysis.dark_matter.result import load_dark_matter as load_dark_matter
+    from saelab.analysis.contrast import contrast as contrast
     from saelab.analysis.evaluate import evaluate as evaluate
     from saelab.analysis.lazy_neurons import lazy_neurons as lazy_neurons
     from saelab.analysis.pursuit import pursue as pursue
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
     from saelab.models.tokens import TokensConfig as TokensConfig
     from saelab.sae.folder import load_sae as load_sae
     from saelab.sae.folder import save_sae as save_sae
+    from saelab.training.codebook_model import load_codebook_model as load_codebook_model
     from saelab.training.config import FitConfig as FitConfig
     from saelab.training.config import TrainingConfig as TrainingConfig
     from saelab.training.loop import fit as fit
     from saelab.workflows.show import describe as describe
 
 _WHERE = {
+    "contrast": "saelab.analysis.contrast",
+    "load_codebook_model": "saelab.training.codebook_model",
     "load_model": "saelab.models.subject",
     "open_text": "saelab.models.text",
     "TokensConfig": "saelab.models.tokens",

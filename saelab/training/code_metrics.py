@@ -60,3 +60,29 @@ def match_codes(
     return CodeMatches(
         torch.where(found, code, -1), torch.where(found, precision, nothing), torch.where(found, recall, nothing)
     )
+
+
+def precision_at_recall(
+    values: Float[Tensor, "n units"], has: Bool[Tensor, " n"], recall: float
+) -> Float[Tensor, " units"]:
+    """Return the precision of each unit (a neuron, say) thresholded where it reaches ``recall``: codes' baseline.
+
+    The threshold is the largest value at which at least that share of the property's tokens are at or above it; tokens
+    that tie with it are all on.
+    """
+    inside = values[has].sort(0, descending=True).values
+    if not len(inside):
+        return torch.full((values.shape[1],), torch.nan)
+    needed = min(max(1, -int(-recall * len(inside) // 1)), len(inside))
+    on = values >= inside[needed - 1]
+    return (on & has[:, None]).sum(0) / on.sum(0)
+
+
+def js_divergence(p: Float[Tensor, "... n"], q: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+    """Return the Jensen-Shannon divergence of distributions over the last axis, in nats (at most log 2).
+
+    How far what a model goes on with, after a state's code was set, is from what that state goes on with.
+    """
+    middle = (p + q) / 2
+    parts = [torch.where(a > 0, a * (a / middle.clamp(min=1e-30)).log(), 0.0).sum(-1) for a in (p, q)]
+    return (parts[0] + parts[1]) / 2

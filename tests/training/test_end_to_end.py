@@ -11,6 +11,7 @@ from saelab.core.batch import Batch
 from saelab.core.config import parse_config
 from saelab.core.errors import ActivationError, ConfigError, ResumeError, TextError
 from saelab.sae import StepContext, TopKConfig, TopKSAE, load_sae, save_sae
+from saelab.sae.transcoder import TranscoderConfig, TranscoderSAE
 from saelab.training import FitConfig, Stopped, fit
 from saelab.training.end_to_end import EndToEnd, EndToEndConfig, TextBatch
 from saelab.training.initialise import initial_sae
@@ -210,3 +211,20 @@ def test_start_keeps_weights_and_takes_new_settings(tmp_path):
 def test_an_ordinary_batch_is_no_text():
     with pytest.raises(AssertionError):
         objective()(an_sae(), Batch(torch.zeros(3, D)), StepContext())
+
+
+def test_a_transcoder_is_judged_by_what_it_puts_at_its_target():
+    """Site a -> site b with the true map as skip path and no features: nothing is lost; without it, something is."""
+    model = TwoLayers()
+    model.M.mul_(1e-3)  # tanh is then the identity, and b = a M
+    batch = next(iter(TextStream(model, texts(), SITE, 40, target_site=LATER)))
+    torch.testing.assert_close(batch.target, torch.tanh(batch.x @ model.M))
+    sae = TranscoderSAE(parse_config(TranscoderConfig, {"d_in": D, "d_sae": 24, "k": 2, "skip": True}), seed=0)
+    objective = EndToEnd(model, LATER, [], EndToEndConfig())
+    with torch.no_grad():
+        sae.W_dec.zero_()
+        sae.W_skip.copy_(model.M)
+    assert float(objective(sae, batch, StepContext()).losses["kl"].detach()) < 1e-6
+    with torch.no_grad():
+        sae.W_skip.neg_()
+    assert float(objective(sae, batch, StepContext()).losses["kl"].detach()) > 1e-6

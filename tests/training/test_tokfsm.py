@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from saelab.core.config import parse_config
 from saelab.core.errors import ConfigError
-from saelab.training.code_metrics import match_codes, precision_recall
+from saelab.training.code_metrics import js_divergence, match_codes, precision_at_recall, precision_recall
 from saelab.training.tokfsm import TokFSMConfig, make_tokfsm
 
 SMALL = {"states": 25, "edges": 4, "base": 5, "digits": 2, "length": 32}
@@ -104,3 +104,19 @@ def test_codes_are_found_on_one_half_and_judged_on_the_other():
     assert float(null.precision.mean()) == pytest.approx(0.2, abs=0.08)
     assert match_codes(noise, has, least_recall=0.5).code.tolist() == [-1, -1, -1]
     assert list(found.to_frame().columns) == ["code", "precision", "recall"]
+
+
+def test_neurons_are_thresholded_at_the_recall_of_a_code():
+    values = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.9], [0.1, 0.8]])
+    has = torch.tensor([True, True, False, False])
+    assert precision_at_recall(values, has, 0.5).tolist() == [1.0, pytest.approx(1 / 3)]
+    assert precision_at_recall(values, has, 1.0).tolist() == [1.0, 0.5]
+    assert precision_at_recall(values, ~has, 0.01).tolist() == [pytest.approx(1 / 3), 1.0]
+    assert precision_at_recall(values, torch.zeros(4, dtype=torch.bool), 0.5).isnan().all()
+
+
+def test_js_divergence_by_hand():
+    p, q = torch.tensor([[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]])
+    by_hand = (torch.tensor(4 / 3).log() + 0.5 * torch.tensor(2 / 3).log() + 0.5 * torch.tensor(2.0).log()) / 2
+    torch.testing.assert_close(js_divergence(p, q), torch.stack([torch.tensor(2.0).log(), torch.tensor(0.0), by_hand]))
+    torch.testing.assert_close(js_divergence(p, q), js_divergence(q, p))
