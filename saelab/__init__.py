@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from saelab.activations.store import open_store as open_store
     from saelab.analysis.compare.compare import compare as compare
     from saelab.analysis.compare.folder import load_comparison as load_comparison
+    from saelab.analysis.contrast import contrast as contrast
     from saelab.analysis.dark_matter.prompt import error_of_prompt as error_of_prompt
     from saelab.analysis.dark_matter.result import load_dark_matter as load_dark_matter
-    from saelab.analysis.contrast import contrast as contrast
     from saelab.analysis.evaluate import evaluate as evaluate
     from saelab.analysis.lazy_neurons import lazy_neurons as lazy_neurons
     from saelab.analysis.pursuit import pursue as pursue
