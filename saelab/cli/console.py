@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from saelab.workflows.demo import DemoResult
     from saelab.workflows.show import FeatureCard
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Without emoji: "stdlib:train: ..." is no tram.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:

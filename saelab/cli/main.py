@@ -32,6 +32,7 @@ COMMANDS = {
     "import": "Turn another library's checkpoint into an SAE folder.",
     "export": "Write an SAE as another library's checkpoint.",
     "sparsify": "Prune a model's weights by a recipe (magnitude, Wanda, SparseGPT, N:M ...) into a new model folder.",
+    "sparsity-study": "Equal SAEs on a dense and on sparsified models: FVU, CE recovered, features matched and lost.",
     "sparsity-curve": "Loss against sparsity without retraining, and where it departs from the dense model's.",
     "contrast": "Check a contrastive SAE: do its halves share, and tell apart, the sides of pairs?",
     "codebook": "Train a model around codebooks: discrete codes at its attention and MLP outputs.",
@@ -43,6 +44,7 @@ PLACES = {
     "import": ("import_sae", "import_command"),
     "export": ("import_sae", "export_command"),
     "sparsity-curve": ("sparsify", "curve_command"),
+    "sparsity-study": ("sparsify", "study_command"),
     "dark-matter": ("dark_matter", "command"),
     "lazy-neurons": ("lazy_neurons", "command"),
 }

@@ -1,4 +1,4 @@
-"""``saelab sparsify`` and ``saelab sparsity-curve``: pruned models, and what sparsity costs."""
+"""``saelab sparsify``, ``sparsity-curve`` and ``sparsity-study``: pruned models, and what sparsity costs."""
 
 import json
 
@@ -7,6 +7,7 @@ import click
 from saelab.cli.options import config_command, force_option, json_option, out_option
 from saelab.workflows.sparsify import SparsifyJob, run_sparsify
 from saelab.workflows.sparsity_curve import CurveJob, run_curve
+from saelab.workflows.sparsity_study import StudyJob, run_study
 
 
 def _sparsify(job: SparsifyJob, out: str, force: bool, as_json: bool) -> None:
@@ -56,4 +57,27 @@ curve_command = config_command(
         json_option(),
     ],
     help_text="Prune MODEL at many sparsities, one shot, without retraining, and measure the loss of each.",
+)
+
+
+def _study(job: StudyJob, out: str, force: bool, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        study = run_study(job, out, force=force, say=console.say)
+    if as_json:
+        click.echo(json.dumps(study.to_dict()))
+        return
+    turned = study.to_frame().set_index("model").T.rename_axis("measure").reset_index()
+    console.out.print(console.frame_table("what sparsity does to features", turned))
+    console.say(f"report: {out}/study.html; row 'dense' under matched and lost is the control (two seeds)")
+
+
+study_command = config_command(
+    "sparsity-study",
+    StudyJob,
+    _study,
+    positional="model",
+    extra=[out_option("Folder of the study."), force_option(), json_option()],
+    help_text="Train equal SAEs on MODEL and on sparsified versions of it, and report what becomes of the features.",
 )

@@ -21,7 +21,7 @@ from saelab.sparsity.methods.structured import Branch, branches, shrink
 
 LEAST_ZEROS = 0.5
 """Layers with fewer zeros than this are not timed: the dense product always won below it."""
-MARGIN = 0.95
+MARGIN = 0.9
 """Sparse must take less than this share of the dense time."""
 ROUNDS = 5
 

@@ -31,7 +31,7 @@ class Cluster:
     """Features of B."""
     canonical: Float64[np.ndarray, " k"]
     """Canonical correlations between the activations of the two sides, falling (empty unless both have members)."""
-    angles: Float64[np.ndarray, " k"]
+    angles: Float64[np.ndarray, " m"]
     """Cosines of the principal angles between the spans of their decoder rows, falling (empty where not shared)."""
 
     @property

@@ -1,0 +1,219 @@
+"""What sparsity does to features: equal SAEs on a dense model and on sparsified ones, evaluated and matched.
+
+For each model, SAEs of the same configuration and seeds are trained on activations of the same text and evaluated on
+the same held-out text. Then the SAE of each seed on the dense model is compared, by its activations on the same tokens,
+with the SAE of that seed on the sparse model, and, as the control, with the SAE of the next seed on the dense model:
+two SAEs of one model differ too, and only what goes beyond that is the sparsity's doing.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from saelab.core.artifacts import prepare_output, write_json, write_manifest
+from saelab.core.assets import resolve_config
+from saelab.core.config import Config, apply_overrides, load_yaml, parse_config
+from saelab.core.errors import ConfigError
+from saelab.workflows.compare import CompareJob, run_compare
+from saelab.workflows.evaluate import EvaluateJob, run_evaluate
+from saelab.workflows.harvest import HarvestJob, run_harvest
+from saelab.workflows.train import TrainJob, run_train
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+LOST = 0.3
+"""A feature is lost when no feature of the other SAE correlates with it more than this."""
+MEASURES = ("fvu", "ce_recovered", "ce_clean", "dead_fraction")
+
+
+class StudyJob(Config):
+    """A dense model, sparsified ones, and the SAE to train on each."""
+
+    model: str = "embedded"
+    """The dense model."""
+    sparse: list[str] = Field(min_length=1)
+    """Folders of ``saelab sparsify``; repeat the option for several."""
+    site: str = "blocks.2.hook_resid_post"
+    """Site to harvest."""
+    text: str = "stdlib:train"
+    """Text to train on."""
+    heldout: str = "stdlib:heldout"
+    """Text to evaluate and to compare on."""
+    harvest_tokens: int = Field(default=400_000, ge=1000)
+    """Tokens in each activation store."""
+    eval_tokens: int = Field(default=50_000, ge=1000)
+    """Held-out tokens for the evaluation and for the comparison."""
+    train: str = "configs/demo-topk.yaml"
+    """YAML file of ``saelab train``: the SAE and its training; store, site and seeds are set by the study."""
+    train_tokens: int | None = Field(default=None, ge=1000)
+    """Tokens to train on, if not as in ``train``."""
+    d_sae: int | None = Field(default=None, ge=1)
+    """Features, if not as in ``train``."""
+    seeds: list[int] = Field(default=[0, 1, 2])
+    """Seeds of the initialisation; two at least, since the control compares seeds."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The study of one or more sparse models."""
+
+    models: tuple[dict[str, Any], ...]
+    """Per model: name, sparsity, mean and sd of FVU, CE recovered and dead share, the model's own CE, tokens/s."""
+    matches: tuple[dict[str, Any], ...]
+    """Per comparison (each sparse model, and the control): mean correlation of matched features, share of the dense
+    SAE's live features that are lost, mean and sd over seeds."""
+    lost: dict[str, list[int]]
+    """Per sparse model: features of the dense SAE of the first seed that are lost there and not in the control."""
+    seeds: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per model, what was found by matching beside it."""
+        import pandas as pd
+
+        matches = {row["model"]: row for row in self.matches}
+        return pd.DataFrame([{**row, **matches[row["model"]]} for row in self.models])
+
+    def plot(self) -> "Figure":
+        """FVU, CE recovered, and features lost, of each model; bars are one standard deviation."""
+        from plotly.subplots import make_subplots
+
+        from saelab.analysis.figures import BLUE, template
+
+        frame = self.to_frame()
+        titles = {"fvu": "FVU", "ce_recovered": "CE recovered", "lost": "features lost"}
+        figure = make_subplots(1, len(titles), subplot_titles=list(titles.values()))
+        for k, name in enumerate(titles, start=1):
+            figure.add_bar(
+                x=frame["model"], y=frame[name], row=1, col=k, marker_color=BLUE, showlegend=False,
+                error_y={"type": "data", "array": frame[f"{name}_sd"]},
+            )  # fmt: skip
+        figure.update_layout(template=template())
+        return figure
+
+
+def run_study(
+    job: StudyJob, out: str | Path, *, force: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Study:
+    """Harvest, train, evaluate and compare; stores, SAEs, comparisons and the report are below ``out``.
+
+    Raises ``ConfigError`` for fewer than two seeds or two models of one name, and what the stages raise.
+    """
+    if len(set(job.seeds)) < 2:
+        raise ConfigError(f"the study needs at least 2 seeds, got {job.seeds}: its control compares SAEs of two seeds")
+    folder = prepare_output(out, force=force)
+    names = _names(job)
+    models = []
+    for name, path in names.items():
+        say(f"{name}: {path}")
+        models.append(_model(job, name, path, folder, say))
+    matches, lost = [], {}
+    pairs = zip(job.seeds, [*job.seeds[1:], job.seeds[0]], strict=True)
+    control = [_compare(job, folder, ("dense", s), ("dense", t)) for s, t in pairs]
+    matches.append(_match_row("dense", control))
+    for name in list(names)[1:]:
+        found = [_compare(job, folder, ("dense", s), (name, s)) for s in job.seeds]
+        matches.append(_match_row(name, found))
+        lost[name] = np.flatnonzero(found[0][1] & ~control[0][1]).tolist()
+    study = Study(tuple(models), tuple(matches), lost, tuple(job.seeds))
+    write_json(folder / "study.json", study.to_dict())
+    (folder / "study.html").write_text(_report(study), encoding="utf-8")
+    write_manifest(folder, "sparsity-study", {"job": job.model_dump(mode="json")})
+    return study
+
+
+def _names(job: StudyJob) -> dict[str, str]:
+    names = {"dense": job.model}
+    for path in job.sparse:
+        name = Path(path).name
+        if name in names:
+            raise ConfigError(f"two models are called '{name}'; give folders of different names")
+        names[name] = path
+    return names
+
+
+def _model(job: StudyJob, name: str, path: str, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Harvest one model, train an SAE per seed on one pass, evaluate each."""
+    data = {"model": path, "sites": [job.site], "text": job.text, "harvest": {"max_tokens": job.harvest_tokens}}
+    sparse = "off" if name == "dense" else "auto"
+    store = folder / name / "store"
+    harvested = run_harvest(parse_config(HarvestJob, {**data, "sparse": sparse}, "study"), store, say=say)
+    keys: dict[str, Any] = {"store": str(store), "site": job.site, "grid": {"training.seed": job.seeds}}
+    if job.train_tokens is not None:
+        keys["training.tokens"] = job.train_tokens
+    if job.d_sae is not None:
+        keys["sae.d_sae"] = job.d_sae
+    training = apply_overrides(load_yaml(resolve_config(job.train)), keys)
+    run_train(parse_config(TrainJob, training, job.train), folder / name / "sae", say=say)
+    found = [
+        run_evaluate(EvaluateJob(sae=str(_sae(folder, name, seed)), text=job.heldout, max_tokens=job.eval_tokens))
+        for seed in job.seeds
+    ]
+    row: dict[str, Any] = {"model": name, "tokens_per_second": harvested["tokens_per_second"]}
+    for measure in MEASURES:
+        values = [float(getattr(evaluation, measure)) for evaluation in found]
+        row |= {measure: statistics.mean(values), f"{measure}_sd": statistics.stdev(values)}
+    return row
+
+
+def _sae(folder: Path, name: str, seed: int) -> Path:
+    return folder / name / "sae" / f"seed={seed}"
+
+
+def _compare(job: StudyJob, folder: Path, left: tuple[str, int], right: tuple[str, int]) -> tuple[float, np.ndarray]:
+    """Return the mean correlation of matched features, and which features of the left SAE have no counterpart."""
+    (a, seed_a), (b, seed_b) = left, right
+    result = run_compare(
+        CompareJob(
+            a=str(_sae(folder, a, seed_a)),
+            b=str(_sae(folder, b, seed_b)),
+            text=job.heldout,
+            max_tokens=job.eval_tokens,
+            targets=0,
+        ),
+        folder / "comparisons" / f"{a}-{seed_a}-{b}-{seed_b}",
+    )
+    assert result.activations is not None, "activations were asked for"
+    return result.activations.summary()["mean_matched"], result.activations.best_b_value < LOST
+
+
+def _match_row(name: str, found: Sequence[tuple[float, np.ndarray]]) -> dict[str, Any]:
+    matched = [value for value, _ in found]
+    shares = [float(lost.mean()) for _, lost in found]
+    return {
+        "model": name,
+        "matched": statistics.mean(matched),
+        "matched_sd": statistics.stdev(matched),
+        "lost": statistics.mean(shares),
+        "lost_sd": statistics.stdev(shares),
+    }
+
+
+def _report(study: Study) -> str:
+    """One HTML page that needs nothing from outside."""
+    from html import escape
+
+    table = study.to_frame().to_html(index=False, float_format=lambda value: f"{value:.4g}", border=0)
+    figure = study.plot().to_html(full_html=False, include_plotlyjs=True)
+    lost = "".join(
+        f"<p>{escape(name)}: {len(features):,} features of the dense SAE (seed {study.seeds[0]}) are lost there and "
+        f"not in the control: {', '.join(map(str, features[:200]))}</p>"
+        for name, features in study.lost.items()
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Sparsity and features</title>"
+        "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;"
+        "padding:0 1rem}td,th{padding:.1rem .6rem;text-align:right}</style><h1>What sparsity does to features</h1>"
+        "<p>Row <i>dense</i> under matched and lost is the control: two seeds on the dense model.</p>"
+        f"{table}{figure}{lost}</html>"
+    )
