@@ -8,6 +8,7 @@ from saelab.core.errors import ConfigError
 from saelab.features.table import Query, Range, choose, export, page, sortable
 from saelab.workflows.browse import MEANING, SCORES, stamp
 from saelab.workflows.directions import cosines, feature_direction, token_direction
+from saelab.workflows.selection import MOST_FEATURES, neuronpedia_zip
 
 SHOWN = ["density", "max", "mean", "rows", "token_entropy", "top_token_share", "nearest_cosine"]
 KINDS = {"feature": "a feature's decoder", "unembedding": "a token's unembedding", "embedding": "a token's embedding"}
@@ -133,7 +134,7 @@ if not len(found):
     st.info("No feature is like that. Clear the search or widen the filter.")
     st.stop()
 
-size, number, count, csv, jsonl = st.columns([1, 1, 3, 1.2, 1.2], vertical_alignment="bottom")
+size, number, count, csv, jsonl, pedia = st.columns([1, 1, 2.4, 1, 1.1, 1.6], vertical_alignment="bottom")
 per_page = size.selectbox("Rows", [25, 50, 100, 250], index=1, key="per_page")
 pages = -(-len(found) // per_page)
 if st.session_state.get("page_number", 1) > pages:
@@ -157,6 +158,18 @@ for cell, form in ((csv, "csv"), (jsonl, "jsonl")):
         key=f"export_{form}",
         width="stretch",
     )
+pedia.download_button(
+    "Neuronpedia",
+    data=lambda: neuronpedia_zip(store, found),
+    file_name="neuronpedia.zip",
+    mime="application/zip",
+    icon=":material/download:",
+    help=f"Contexts, histograms and explanations of the first {MOST_FEATURES:,} live features of the selection, as a "
+    "Neuronpedia export; saelab explain export writes any number.",
+    on_click="ignore",
+    key="export_neuronpedia",
+    width="stretch",
+)
 frame = page(store, part, visible, notes, extra)
 if "density" in frame:
     frame["density"] *= 100

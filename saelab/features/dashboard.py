@@ -16,6 +16,7 @@ from saelab.core.errors import ConfigError, StoreError
 from saelab.features.explanations import Explanations, Score
 from saelab.features.html import CSS, bars_html, contexts_html, interval_html, legend_html, weights_html
 from saelab.features.notes import Note, Notes
+from saelab.features.query import interval_samples
 from saelab.features.store import FeatureStore, open_features
 from saelab.features.table import quoted
 
@@ -218,9 +219,8 @@ def _range(store: FeatureStore, i: int, panes: Panes, maximum: float) -> str:
     if not panes.intervals:
         return ""
     total = int(store.column("count")[i])
-    options = {"by": "value", "before": panes.before, "after": panes.after}
-    parts = [
-        interval_html(part, total) + contexts_html(part.contexts, store.vocabulary, maximum)
-        for part in store.interval_samples(i, panes.intervals, panes.per_interval, **options)
-    ]
+    sampled = interval_samples(
+        store, i, panes.intervals, panes.per_interval, by="value", before=panes.before, after=panes.after
+    )
+    parts = [interval_html(part, total) + contexts_html(part.contexts, store.vocabulary, maximum) for part in sampled]
     return f"<details><summary>Across the range</summary>{''.join(parts)}</details>"

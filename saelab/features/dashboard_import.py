@@ -27,9 +27,10 @@ from saelab.core.errors import FormatError, MissingFileError
 from saelab.features.arrays import write_npy
 from saelab.features.encode import encoder
 from saelab.features.explanations import Explanation, Explanations
+from saelab.features.layout import SUMMARY
 from saelab.features.ragged import Array
 from saelab.features.rows import Piece
-from saelab.features.store import KIND, SUMMARY, FeatureStore, open_features
+from saelab.features.store import KIND, FeatureStore, open_features
 from saelab.features.transpose import Transposer
 from saelab.features.vocabulary import write_vocabulary
 from saelab.features.weights import LOGIT_TOKENS
@@ -78,7 +79,7 @@ def read_dashboards(path: str | Path) -> Contents:
     if not path.exists():
         raise MissingFileError(f"{path} does not exist; give a batch-N.json, a folder of them, or a Neuronpedia export")
     contents = Contents()
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("batch-*") if f.is_file())
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*batch-*") if f.is_file())
     for file in files:
         try:
             if file.suffix == ".json":

@@ -76,7 +76,9 @@ def _features(folder: Path) -> ShownCircuit:
 
     data = _object(folder / "circuit.json")
     sites = list(data["sites"])
-    nodes, rows, counts = [], [], dict.fromkeys(sites, 0)
+    nodes: list[FigureNode] = []
+    rows: list[dict[str, Any]] = []
+    counts = dict.fromkeys(sites, 0)
     for node in data["nodes"]:
         site, where, index = str(node["node"]).split("/")
         at = counts[site] if where == "all" else int(where) + 0.16 * (counts[site] % 6)
@@ -125,7 +127,9 @@ def _attribution(folder: Path) -> ShownCircuit:
     tokens = data["metadata"]["prompt_tokens"]
     last = max((int(n["layer"]) for n in data["nodes"] if n["layer"] != "E"), default=0)
     kinds = {"cross layer transcoder": "feature", "mlp reconstruction error": "error", "embedding": "embedding"}
-    nodes, rows, crowd = [], [], dict[tuple[int, int], int]()
+    nodes: list[FigureNode] = []
+    rows: list[dict[str, Any]] = []
+    crowd: dict[tuple[int, int], int] = {}
     for node in data["nodes"]:
         layer = -1 if node["layer"] == "E" else int(node["layer"])
         kind, position = kinds.get(node["feature_type"], "logit"), int(node["ctx_idx"])
