@@ -91,7 +91,7 @@ def _from_features(job: CompareJob) -> tuple[tuple["Side", "Side"], str]:
     stores = [open_features(path) for path in (job.a, job.b)]
     codes: tuple[Any, Any] = (None, None)
     if job.activations:
-        codes = codes_from_features(*stores, max_tokens=job.max_tokens)
+        codes = codes_from_features(stores[0], stores[1], job.max_tokens)
     sides = []
     for path, store, code in zip((job.a, job.b), stores, codes, strict=True):
         folder = next((p.sae for p in survey([path]).places if p.store == Path(path).resolve()), None)
@@ -143,7 +143,7 @@ def _codes_of_store(job: CompareJob, saes: list[Any], about: list[dict[str, Any]
         if site is None:
             raise ConfigError(f"an SAE does not record its site and {job.store} holds {len(store.sites)}")
         pairs.append((sae, site))
-    codes = codes_from_store(store, *pairs, max_tokens=job.max_tokens)
+    codes = codes_from_store(store, pairs[0], pairs[1], job.max_tokens)
     return codes, str(store.manifest["text"].get("source", ""))
 
 

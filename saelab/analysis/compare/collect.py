@@ -11,7 +11,7 @@ from saelab.analysis.compare.codes import CodeMatrix
 from saelab.core.code import SparseCode
 from saelab.core.errors import ActivationError, StoreError
 from saelab.core.progress import progress
-from saelab.features import encode
+from saelab.features import layout
 from saelab.features.protocols import Dictionary, Model, Rows
 from saelab.features.rows import encode_in_parts, pieces, read_site, require_finite, require_fit
 from saelab.features.store import FeatureStore
@@ -34,19 +34,19 @@ def codes_from_features(
     The first ``max_tokens`` encoded tokens count (None: all). Raises :class:`StoreError` when the stores hold other
     tokens or leave out other ones.
     """
-    for name, what in ((encode.IDS, "tokens"), (encode.KEEP, "encoded tokens"), (encode.ROW_OFFSETS, "rows")):
+    for name, what in ((layout.IDS, "tokens"), (layout.KEEP, "encoded tokens"), (layout.ROW_OFFSETS, "rows")):
         left, right = a.array(name), b.array(name)
         if left.shape != right.shape or not np.array_equal(left, right):
             raise StoreError(
                 f"{a.path} and {b.path} do not hold the same {what} ({a.manifest.get('source')}, {a.n_tokens} tokens; "
                 f"{b.manifest.get('source')}, {b.n_tokens}); build both on the same text, or compare the SAE folders"
             )
-    kept = np.flatnonzero(a.array(encode.KEEP))[:max_tokens]
+    kept = np.flatnonzero(a.array(layout.KEEP))[:max_tokens]
     return _of_features(a, kept), _of_features(b, kept)
 
 
 def _of_features(store: FeatureStore, kept: np.ndarray) -> CodeMatrix:
-    arrays = (store.array(encode.VALUES), store.array(encode.INDICES), store.array(encode.INDPTR))
+    arrays = (store.array(layout.VALUES), store.array(layout.INDICES), store.array(layout.INDPTR))
     matrix = sparse.csr_matrix(arrays, shape=(store.n_tokens, store.n_features))
     return CodeMatrix(matrix[kept])
 

@@ -86,8 +86,10 @@ def token_sets(
     *,
     per_class: int,
     seed: int,
-) -> tuple[list[LabelledSet], dict[str, np.ndarray]]:
+) -> tuple[list[LabelledSet], dict[str, Any]]:
     """Return one set per attribute over a common sample of tokens, and the labels of all attributes on that sample.
+
+    The labels come with ``train`` (the side of the split) and ``pooled`` (the sample's activations and codes).
 
     At most ``per_class`` tokens of each class are drawn for an attribute. Classes with fewer than 40 are dropped.
     """
@@ -108,7 +110,7 @@ def token_sets(
         made = _labelled(name, classes, pooled, labels[name], train)
         if made is not None:
             sets.append(made)
-    return sets, {**labels, "train": train, "pooled": pooled}  # type: ignore[dict-item]
+    return sets, {**labels, "train": train, "pooled": pooled}
 
 
 def file_set(
@@ -204,7 +206,8 @@ def _held_out(document: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     numbers, sizes = np.unique(document, return_counts=True)
     order = rng.permutation(len(numbers))
     before = np.cumsum(sizes[order]) - sizes[order]
-    return numbers[order[before < TEST_SHARE * sizes.sum()]]
+    drawn: np.ndarray = numbers[order[before < TEST_SHARE * sizes.sum()]]
+    return drawn
 
 
 def _padded(rows: list[list[int]], context: int, head: int) -> tuple[Tensor, np.ndarray]:

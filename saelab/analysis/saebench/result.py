@@ -131,12 +131,12 @@ class FullEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, each evaluation in SAEBench's shape."""
-        identity = {"eval_id": self.eval_id, "millis": self.datetime_epoch_millis}
+        run, when = self.eval_id, self.datetime_epoch_millis
         return {
             "sae": self.sae,
             "seed": self.seed,
             "seconds": self.seconds,
-            "evals": {name: result.to_saebench(self.sae, **identity) for name, result in self.evals.items()},
+            "evals": {n: r.to_saebench(self.sae, eval_id=run, millis=when) for n, r in self.evals.items()},
             "flags": [dataclasses.asdict(flag) for flag in self.flags()],
             "saelab_version": self.saelab_version,
         }

@@ -85,7 +85,8 @@ class _Job:
     @property
     def sample(self) -> Float[Tensor, "n d"]:
         """Activations of the first kept tokens."""
-        return self.once("sample", lambda: _sample(self))
+        found: Tensor = self.once("sample", lambda: _sample(self))
+        return found
 
     @property
     def dictionaries(self) -> dict[str, Dictionary]:
