@@ -181,7 +181,8 @@ class _Batch:
             (self.w.flatten(), self.candidates.flatten(), np.arange(0, t * m + 1, m)), shape=(t, self.a.n_features)
         )
         weights.eliminate_zeros()
-        product = weights @ self.gram  # (t, n_a), dense
+        # In float32 like the matrix: in float64 SciPy would make a copy of it, 2 GB at 16,384 features.
+        product = weights.astype(np.float32) @ self.gram  # (t, n_a), dense
         excess = np.abs(self.c_all - product) - penalty - 1e-3 * penalty - 1e-4
         np.put_along_axis(excess, self.candidates, 0.0, 1)
         result: np.ndarray = np.maximum(excess, 0.0)

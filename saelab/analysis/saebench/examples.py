@@ -88,14 +88,13 @@ def collect(
             for name, dictionary in dictionaries.items():
                 code = encode_in_parts(dictionary, x, site).positive()
                 arrays = (code.values.cpu().numpy(), code.indices.cpu().numpy(), code.offsets.cpu().numpy())
-                parts[name].append(pool @ sparse.csr_matrix(arrays, shape=(code.n_tokens, code.d_sae)))
+                parts[name].append((pool @ sparse.csr_matrix(arrays, shape=(code.n_tokens, code.d_sae))).tocoo())
             bar.advance(len(rows))
-    assert n == 0 or count.min() > 0, "an example without positions"
+    assert n > 0, "no examples"
+    assert count.min() > 0, "an example without positions"
     codes = {}
     for name, found in parts.items():
-        total = found[0].copy()
-        for part in found[1:]:
-            total = total + part
-        codes[name] = sparse.diags(1.0 / count) @ total if n else total
-        codes[name] = codes[name].tocsr()
+        columns = [np.concatenate([getattr(part, axis) for part in found]) for axis in ("data", "row", "col")]
+        total = sparse.csr_matrix((columns[0], (columns[1], columns[2])), shape=(n, dictionaries[name].d_sae))
+        codes[name] = (sparse.diags(1.0 / count) @ total).tocsr()
     return Pooled(x_sum / np.maximum(count, 1)[:, None].astype(np.float32), codes)
