@@ -60,7 +60,7 @@ class ExplainResult:
             "seconds": self.seconds,
             "counts": self.counts,
             "usage": self.usage.to_dict(),
-            "notes": list(self.setup.notes),
+            "notes": list(self.notes),
             "report": self.report.to_dict(),
         }
 

@@ -18,6 +18,7 @@ from saelab.analysis.autointerp.explainers.token_set import NAME as TOKEN_SET
 from saelab.analysis.autointerp.explainers.token_set import TokenSetExplainer
 from saelab.analysis.autointerp.judge import CachedJudge, Judge
 from saelab.analysis.autointerp.report import ORDER
+from saelab.analysis.autointerp.samplers import SAMPLERS
 from saelab.analysis.autointerp.scorers.base import Scorer, ScoringConfig
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError, SaelabError, nearest
@@ -132,6 +133,7 @@ class Setup:
                 raise ConfigError(f"unknown scorer '{name}'{nearest(name, ORDER)} (known: {', '.join(ORDER)})")
             if name == "simulation" and self.job.judge.model is None:
                 raise ConfigError("the simulation scorer needs a judge; give --judge.model")
+        SAMPLERS[self.job.examples.sampler]  # raises for an unknown one
         for name in self.job.explainers or []:
             known = (TOKEN_SET, *VARIANTS)
             if name not in known:

@@ -138,7 +138,7 @@ class Corpus:
         store: FeatureStore,
         config: ExamplesConfig,
         *,
-        features: Sequence[int] | None = None,
+        features: Sequence[int] | np.ndarray | None = None,
         W_dec: Any = None,
         embedder: Embedder | None = None,
     ) -> None:

@@ -92,7 +92,7 @@ class ExplainReport:
             if not row.control:
                 cells |= {"features": f"{row.features:,}", "failed": f"{row.failures:,}"}
         columns = ["author", "score", "SAE", *CONTROLS, "features", "failed"]
-        return pd.DataFrame(list(table.values()), columns=columns).fillna("")
+        return pd.DataFrame([{name: cells.get(name, "") for name in columns} for cells in table.values()])
 
     def plot(self) -> "Figure":
         """Bars with intervals: SAE and controls, score by score, for the author of the first row."""

@@ -82,9 +82,8 @@ def test_a_dead_endpoint_stops_the_run_in_one_line():
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refused_key_stops_at_once(status):
-    with serve(lambda q, m, n: {"status": status}) as (script, url):
-        with pytest.raises(JudgeError, match="check model"):
-            ask_all(judge(url, concurrency=1), requests(30))
+    with serve(lambda q, m, n: {"status": status}) as (script, url), pytest.raises(JudgeError, match="check model"):
+        ask_all(judge(url, concurrency=1), requests(30))
     assert script.number == 1
 
 

@@ -5,7 +5,9 @@ import pytest
 from saelab.analysis.autointerp.parse import parse_explanation, parse_index, parse_labels, parse_numbers
 
 
-@pytest.mark.parametrize("text", ["[1, 0, 1]", "[1,0,1]", " [1, 0, 1]\n", "```json\n[1, 0, 1]\n```", "<think>[0]</think>[1,0,1]"])
+@pytest.mark.parametrize(
+    "text", ["[1, 0, 1]", "[1,0,1]", " [1, 0, 1]\n", "```json\n[1, 0, 1]\n```", "<think>[0]</think>[1,0,1]"]
+)
 def test_labels(text):
     assert parse_labels(text, 3) == [1, 0, 1]
 

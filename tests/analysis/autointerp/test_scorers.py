@@ -99,7 +99,7 @@ def test_malformed_answers_are_failures(small, scorer):
         right = json.dumps(mind(question))
         return right if number % 2 else right + " I hope this helps!"
 
-    with serve(broken) as (script, url):
+    with serve(broken) as (_, url):
         scores = scorer(CONFIG, judge(url)).score(items(small))
     failures, n = sum(s.failures for s in scores), sum(s.n for s in scores)
     assert abs(failures - n / 2) <= 5 * DENSE
@@ -141,7 +141,9 @@ def test_markers_are_none_that_the_text_has(small):
     for chat in script.asked:
         question = json.loads(chat)[-1]["content"]
         texts = texts_of(question)
-        pair = next(pair for pair in prompts.MARKERS if pair[0] in "".join(texts) and pair[0] in json.loads(chat)[0]["content"])
+        pair = next(
+            pair for pair in prompts.MARKERS if pair[0] in "".join(texts) and pair[0] in json.loads(chat)[0]["content"]
+        )
         bare = [text.replace(pair[0], "").replace(pair[1], "") for text in texts]
         assert not any(mark in text for mark in pair for text in bare)
 
@@ -177,13 +179,15 @@ def test_intruder(small):
         common = max({w for some in words for w in some}, key=lambda w: sum(w in some for some in words))
         return str(1 + next(k for k, some in enumerate(words) if common not in some))
 
-    with serve(finds) as (script, url):
+    with serve(finds) as (_, url):
         scores = IntruderScorer(CONFIG.model_copy(update={"intruder_shown": 3}), judge(url)).score(items(small))
         assert [score.value for score in scores] == [1.0] * DENSE
         assert {score.detail["chance"] for score in scores} == {1 / 3}
         assert all(score.n == 10 for score in scores)
     with serve(lambda q, m, n: "7") as (_, url):
-        nothing = IntruderScorer(CONFIG.model_copy(update={"intruder_shown": 3}), judge(url)).score(items(small, [0]))[0]
+        nothing = IntruderScorer(CONFIG.model_copy(update={"intruder_shown": 3}), judge(url)).score(items(small, [0]))[
+            0
+        ]
     assert (nothing.value, nothing.failures) == (0.0, 10)
     with serve(lambda q, m, n: "1") as (_, url):
         many = IntruderScorer(CONFIG.model_copy(update={"intruder_shown": 3, "intruder_rounds": 60}), judge(url))

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-ROWS = 512
-"""Rows in one forward pass."""
+LOGIT_BYTES = 96 << 20
+"""Rows run in batches whose float32 logits stay below this."""
 
 
 @torch.no_grad()
@@ -17,8 +17,17 @@ def mean_losses(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list
     """
     losses = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda k: len(rows[k][0]) + len(rows[k][1]))
-    for start in range(0, len(order), ROWS):
-        part = order[start : start + ROWS]
+    start = 0
+    while start < len(order):
+        # The next rows are the longer ones: the last that fits decides the width.
+        part = order[start : start + 1]
+        while start + len(part) < len(order):
+            more = order[start + len(part)]
+            width = min(len(rows[more][0]) + len(rows[more][1]), model.n_ctx)
+            if 4 * model.d_vocab * width * (len(part) + 1) > LOGIT_BYTES:
+                break
+            part.append(more)
+        start += len(part)
         cut = [((rows[k][0] + rows[k][1])[-model.n_ctx :], min(len(rows[k][1]), model.n_ctx - 1)) for k in part]
         width = max(len(ids) for ids, _ in cut)
         tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in cut])
