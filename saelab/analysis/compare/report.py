@@ -13,7 +13,7 @@ TITLES = {
     ),
     "cosine_and_correlation": (
         "Same direction, same activations?",
-        "Each pair matched by activation. Pairs low on the left fire together and write in different directions.",
+        "Each pair matched by activation. Pairs high on the left fire together and write in different directions.",
     ),
     "one_to_many": (
         "One-to-many",
@@ -58,7 +58,7 @@ def summary_rows(comparison: Comparison) -> list[tuple[str, Any, Any]]:
             last = data[key]["path"][-1]
             rows.append((f"{title}: R² of the best single feature", data[key]["best_single_r2_mean"], None))
             rows.append((f"{title}: R² by LASSO, λ {last['lambda']:g}", last["r2_mean"], None))
-            rows.append((f"{title}: one feature is enough for", data[key]["needed"]["1"], None))
+            rows.append((f"{title}: share that one feature is enough for", data[key]["needed"]["1"], None))
     if data["splitting"] is not None:
         small, large = ("A", "B") if data["splitting"]["small"] == "a" else ("B", "A")
         rows.append((f"features of {small} split in {large}", data["splitting"]["split"], None))
