@@ -18,7 +18,7 @@ from typing import Any
 
 
 def measure_in_subprocess(*arguments: object) -> dict[str, Any]:
-    """Measure (n, d_in, d_sae, k, architecture, precision, dead) in a process of its own."""
+    """Measure (n, d_in, d_sae, k, architecture, precision, dead[, thin]) in a process of its own."""
     command = [sys.executable, __file__, "--measure", *map(str, arguments)]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return result
@@ -51,10 +51,10 @@ def _resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(shape: list[int], architecture: str, precision: str, dead: int) -> dict[str, Any]:
+def measure(shape: list[int], architecture: str, precision: str, dead: int, thin: bool) -> dict[str, Any]:
     """Measure in this process."""
     import torch
-    from train_step import make_run, step
+    from train_step import make_run, step, thin_out
 
     from saelab.core.batch import Batch
     from saelab.sae import ARCHITECTURES
@@ -68,6 +68,8 @@ def measure(shape: list[int], architecture: str, precision: str, dead: int) -> d
         return Batch(x, gradient=torch.randn_like(x) if ARCHITECTURES[architecture].sae.needs_gradient else None)
 
     small, full = batch(1), batch(n)
+    if thin:
+        thin_out(run, full.x, k)
     step(run, small, 0)  # makes Adam's moments and the libraries' workspaces
     with PeakMemory() as memory:
         step(run, full, dead)
@@ -108,6 +110,8 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         values = sys.argv[2:]
-        print(json.dumps(measure([int(v) for v in values[:4]], values[4], values[5], int(values[6]))))
+        print(
+            json.dumps(measure([int(v) for v in values[:4]], values[4], values[5], int(values[6]), values[7:] == ["1"]))
+        )
     else:
         main()

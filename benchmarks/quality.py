@@ -6,8 +6,8 @@
 
 Results go to ``benchmarks/results/quality.jsonl`` (``--results``), a line per SAE as it is done; a line that is there
 is not made again, so an interrupted run goes on where it was. For each subject (see ``quality_subjects.py``) the
-learning rate of each variant is chosen by the FVU at 32 features per token on validation text, with a seed of its own;
-then every variant is trained at every L0 with 3 seeds and measured on held-out text. Lanes may run in two processes.
+learning rate of each variant at each k is chosen by the FVU on validation text, with a seed of its own; then every
+variant is trained at every L0 with 3 seeds and measured on held-out text. The lanes may run in two processes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import quality_report
 from jsonl import append_row, put_section, read_rows
 from quality_measure import HeldOut, by_gradient, measure, measure_as_trained
-from quality_plan import BATCH, PEERS, SAELAB, SEEDS, SWEEP_SEED, Variant, best_rate, key_of, next_rates, scores
+from quality_plan import BATCH, PEERS, SAELAB, SEEDS, SWEEP_SEED, Variant, best_rate, key_of, sweep_next
 from quality_subjects import SUBJECTS, Opened, Subject, open_subject
 from safetensors.torch import save_file
 
@@ -60,13 +60,13 @@ class Lane:
 
     def run(self, seed: int) -> None:
         """Train every variant at every L0, after finding its learning rate if it has none yet."""
+        name = self.subject.name
         for variant in self.variants:
-            while variant.lr_of is None and (
-                rates := next_rates(variant, scores(variant, self.subject.name, read_rows(self.results)))
-            ):
-                self.train(variant, "lr", SWEEP_SEED, [(point, lr) for lr in rates for point in variant.sweep])
-            lr = best_rate(variant, self.subject.name, read_rows(self.results), self.variants)
-            self.train(variant, "main", seed, [(point, lr) for point in variant.points])
+            while pairs := sweep_next(variant, name, read_rows(self.results)):
+                self.train(variant, "lr", SWEEP_SEED, pairs)
+            done = read_rows(self.results)
+            rates = {point: best_rate(variant, name, done, self.variants, point) for point in variant.points}
+            self.train(variant, "main", seed, list(rates.items()))
 
     def train(self, variant: Variant, stage: str, seed: int, pairs: Sequence[tuple[float, float]]) -> None:
         """Train and measure those of some (knob, learning rate) pairs that are not done yet."""

@@ -9,7 +9,7 @@ from typing import Any
 POINTS = (8, 16, 32, 64)
 """Features per token."""
 REFERENCE = 32
-"""Where learning rates are compared."""
+"""L0 at which learning rates are compared where the knob is not k."""
 SEEDS = (0, 1, 2)
 SWEEP_SEED = 100
 """Seed of the learning-rate sweep, which none of the reported runs has."""
@@ -30,7 +30,7 @@ class Variant:
     """Which setting moves L0."""
     points: tuple[float, ...] = POINTS
     """Values of the knob."""
-    sweep: tuple[float, ...] = (REFERENCE,)
+    sweep: tuple[float, ...] = POINTS
     """Values at which learning rates are compared."""
     lrs: tuple[float, ...] = (4e-3, 8e-3)
     """First learning rates tried, by factors of 2; the sweep goes on beyond the end that is best."""
@@ -113,24 +113,25 @@ def at_l0(points: Iterable[tuple[float, float]], l0: float) -> float:
     return math.nan
 
 
-def scores(variant: Variant, subject: str, rows: Iterable[Row]) -> dict[float, float]:
-    """Return the validation FVU of each learning rate tried so far; lower is better.
+def scores(variant: Variant, subject: str, rows: Iterable[Row], point: float) -> dict[float, float]:
+    """Return the validation FVU of each learning rate tried so far for one value of the knob; lower is better.
 
     Where inference goes by thresholds, L0 is not quite k: FVU is then brought to k features by ``FVU ~ L0^-1/2``, about
-    its slope here. With a knob other than k, it is the FVU at :data:`REFERENCE` features per token; where the L0 of a
-    rate's runs does not enclose that, the nearest run's FVU, times how far off it is, so that such a rate loses to one
-    that does.
+    its slope here. With a knob other than k there is one rate for all values: the score is the FVU at
+    :data:`REFERENCE` features per token; where the L0 of a rate's runs does not enclose that, the nearest run's FVU,
+    times how far off it is, so that such a rate loses to one that does.
     """
     found: dict[float, list[tuple[float, float]]] = {}
     for row in rows:
         if row["stage"] != "lr" or row["subject"] != subject:
             continue
-        if (row["package"], row["name"]) == (variant.package, variant.name):
+        mine = (row["package"], row["name"]) == (variant.package, variant.name)
+        if mine and (variant.knob != "k" or row["point"] == point):
             found.setdefault(row["lr"], []).append((row["l0"], row["fvu"]))
     result = {}
     for lr, points in found.items():
         if variant.knob == "k":
-            result[lr] = points[0][1] * math.sqrt(points[0][0] / REFERENCE)
+            result[lr] = points[0][1] * math.sqrt(points[0][0] / point)
             continue
         value = at_l0(points, REFERENCE)
         if math.isnan(value):
@@ -138,6 +139,16 @@ def scores(variant: Variant, subject: str, rows: Iterable[Row]) -> dict[float, f
             value = fvu * (1 + abs(math.log(max(l0, 1e-3) / REFERENCE)))
         result[lr] = value
     return result
+
+
+def sweep_next(variant: Variant, subject: str, rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Return the (knob, learning rate) pairs to try next; none when every rate is found."""
+    if variant.lr_of is not None:
+        return []
+    if variant.knob != "k":
+        rates = next_rates(variant, scores(variant, subject, rows, REFERENCE))
+        return [(point, lr) for lr in rates for point in variant.sweep]
+    return [(point, lr) for point in variant.sweep for lr in next_rates(variant, scores(variant, subject, rows, point))]
 
 
 def next_rates(variant: Variant, tried: Mapping[float, float]) -> list[float]:
@@ -153,10 +164,10 @@ def next_rates(variant: Variant, tried: Mapping[float, float]) -> list[float]:
     return [best / 2] if best == min(tried) else []
 
 
-def best_rate(variant: Variant, subject: str, rows: Sequence[Row], variants: Sequence[Variant]) -> float:
-    """Return the learning rate with the lowest validation FVU."""
+def best_rate(variant: Variant, subject: str, rows: Sequence[Row], variants: Sequence[Variant], point: float) -> float:
+    """Return the learning rate with the lowest validation FVU for one value of the knob."""
     source = variant
     if variant.lr_of is not None:
         source = next(v for v in variants if v.package == variant.package and v.name == variant.lr_of)
-    tried = scores(source, subject, rows)
+    tried = scores(source, subject, rows, point)
     return min(tried, key=lambda lr: tried[lr])

@@ -30,13 +30,13 @@ def variants() -> tuple[Variant, ...]:
 
 
 def runs_of(rows: Iterable[Row], subject: str, variant: Variant) -> list[Row]:
-    """Return the reported runs of a variant on a subject."""
-    return [
-        row
-        for row in rows
-        if row["stage"] == "main"
-        and (row["subject"], row["package"], row["name"]) == (subject, variant.package, variant.name)
-    ]
+    """Return the reported runs of a variant on a subject; of several for one point and seed, the last."""
+    found = {}
+    for row in rows:
+        mine = (row["subject"], row.get("package"), row.get("name")) == (subject, variant.package, variant.name)
+        if mine and row["stage"] == "main":
+            found[row["point"], row["seed"]] = row
+    return list(found.values())
 
 
 def at_points(runs: Sequence[Row], l0: float, key: str) -> list[float]:
@@ -80,7 +80,8 @@ def _interpolated(rows: Sequence[Row], subject: str) -> str:
         ce = [mean_spread(at_points(runs, l0, "ce_recovered")) for l0 in POINTS[1:3]]
         dead = [mean_spread(at_points(runs, l0, key), 1, True) for key in ("dead", "underused") for l0 in POINTS[1:3]]
         seeds = len({row["seed"] for row in runs})
-        lines.append([variant.label, *fvu, *ce, *dead, f"{runs[0]['lr']:g}", str(seeds)])
+        rates = "/".join(f"{lr:g}" for lr in dict.fromkeys(row["lr"] for row in sorted(runs, key=lambda r: r["point"])))
+        lines.append([variant.label, *fvu, *ce, *dead, rates, str(seeds)])
     middle = POINTS[1:3]
     header = ["at equal L0", *(f"FVU @ {l0}" for l0 in POINTS), *(f"CE rec. @ {l0}" for l0 in middle)]
     header += [*(f"dead % @ {l0}" for l0 in middle), *(f"under-used % @ {l0}" for l0 in middle), "lr", "seeds"]

@@ -86,6 +86,8 @@ def main():
     parser.add_argument("folders", nargs="+", help="what saelab app is given")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--every", action="store_true", help="all widths, light and dark")
+    parser.add_argument("--width", action="append", choices=list(SIZES), help="with --every: only these widths")
+    parser.add_argument("--theme", action="append", choices=["light", "dark"], help="with --every: only these")
     parser.add_argument("--page", action="append", choices=list(PAGES), help="only these pages")
     parser.add_argument("--feature", type=int, help="feature shown on its page; default: the first one worth a look")
     parser.add_argument("--wait", type=int, default=1500, help="milliseconds for charts to be drawn")
@@ -99,8 +101,8 @@ def main():
 
     feature = options.feature if options.feature is not None else example_features(find_store(options.folders[0]))[1]
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    sizes = SIZES if options.every else {"1280": SIZES["1280"]}
-    themes = ("light", "dark") if options.every else ("light",)
+    sizes = {name: SIZES[name] for name in (options.width or SIZES)} if options.every else {"1280": SIZES["1280"]}
+    themes = options.theme or ("light", "dark") if options.every else ("light",)
     options.out.mkdir(parents=True, exist_ok=True)
     server, address = start(options.folders)
     total = 0

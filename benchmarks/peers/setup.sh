@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make one virtual environment per peer package under .venv-peers/ (about 5.5 GB with CPU builds of torch).
-#   benchmarks/peers/setup.sh [saelens] [sparsify] [dictionary_learning]      default: all three
+#   benchmarks/peers/setup.sh [saelens] [sparsify] [dictionary_learning] [delphi]   default: the first three
 # TORCH chooses the torch to install first, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -9,7 +9,7 @@ peers=("$@")
 [ ${#peers[@]} -gt 0 ] || peers=(saelens sparsify dictionary_learning)
 for peer in "${peers[@]}"; do
   pins=benchmarks/peers/requirements-$peer.txt
-  [ -f "$pins" ] || { echo "unknown peer '$peer', expected saelens, sparsify or dictionary_learning" >&2; exit 2; }
+  [ -f "$pins" ] || { echo "unknown peer '$peer', expected saelens, sparsify, dictionary_learning or delphi" >&2; exit 2; }
   venv=.venv-peers/$peer
   "$python" -m venv "$venv"
   # torch first and alone: its build (CPU or CUDA) is chosen here and nothing after it may change it

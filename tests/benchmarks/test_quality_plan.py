@@ -2,13 +2,14 @@ import math
 
 import pytest
 import quality_plan
-from quality_plan import PEERS, SAELAB, Variant, at_l0, best_rate, key_of, next_rates, scores
+from quality_plan import PEERS, SAELAB, Variant, at_l0, best_rate, key_of, next_rates, scores, sweep_next
 
 from saelab.sae import ARCHITECTURES
 
 
-def row(lr, fvu, l0=32.0, *, name="topk", package="saelab", subject="s", stage="lr"):
-    return {"stage": stage, "subject": subject, "package": package, "name": name, "lr": lr, "fvu": fvu, "l0": l0}
+def row(lr, fvu, l0=32.0, *, point=32, name="topk", package="saelab", subject="s", stage="lr"):
+    about = {"stage": stage, "subject": subject, "package": package, "name": name, "point": point}
+    return {**about, "lr": lr, "fvu": fvu, "l0": l0}
 
 
 def test_every_registered_architecture_is_measured_but_those_that_need_other_data():
@@ -38,13 +39,14 @@ def test_sweep_goes_on_beyond_an_end_and_stops_inside():
 
 def test_scores_bring_every_rate_to_the_same_l0():
     rows = [row(1e-3, 0.2), row(2e-3, 0.1, l0=128.0), row(4e-3, 0.1, name="other"), row(8e-3, 0.1, stage="main")]
-    assert scores(Variant("saelab", "topk"), "s", rows) == {1e-3: pytest.approx(0.2), 2e-3: pytest.approx(0.2)}
+    rows.append(row(1e-3, 0.5, l0=8.0, point=8))
+    assert scores(Variant("saelab", "topk"), "s", rows, 32) == {1e-3: pytest.approx(0.2), 2e-3: pytest.approx(0.2)}
 
 
 def test_scores_of_coefficients_are_read_between_l0s():
     variant = Variant("saelab", "relu", knob="sparsity")
     rows = [row(1e-3, 0.4, 16.0, name="relu"), row(1e-3, 0.2, 64.0, name="relu"), row(2e-3, 0.1, 200.0, name="relu")]
-    found = scores(variant, "s", rows)
+    found = scores(variant, "s", rows, 5.0)
     assert found[1e-3] == pytest.approx(0.3)
     assert found[2e-3] == pytest.approx(0.1 * (1 + math.log(200 / 32)))
 
@@ -52,10 +54,18 @@ def test_scores_of_coefficients_are_read_between_l0s():
 def test_best_rate_of_a_variant_that_borrows_it():
     variants = (Variant("saelab", "topk"), Variant("saelab", "gradient", lr_of="topk"))
     rows = [row(1e-3, 0.3), row(2e-3, 0.2)]
-    assert best_rate(variants[1], "s", rows, variants) == 2e-3
+    assert best_rate(variants[1], "s", rows, variants, 32) == 2e-3
+    assert sweep_next(variants[1], "s", rows) == []
 
 
 def test_a_run_is_known_by_what_was_asked_for():
-    asked = {**row(1e-3, 0.1), "point": 8, "seed": 0, "tokens": 10}
+    asked = {**row(1e-3, 0.1, point=8), "seed": 0, "tokens": 10}
     assert key_of(asked) == key_of({**asked, "fvu": 0.5})
     assert key_of(asked) != key_of({**asked, "seed": 1})
+
+
+def test_sweep_is_of_every_k_until_each_rate_is_inside():
+    variant = Variant("saelab", "topk", lrs=(1e-3, 2e-3), points=(8, 32), sweep=(8, 32))
+    assert sweep_next(variant, "s", []) == [(8, 1e-3), (8, 2e-3), (32, 1e-3), (32, 2e-3)]
+    rows = [row(1e-3, 0.3, 8.0, point=8), row(2e-3, 0.2, 8.0, point=8), row(1e-3, 0.1), row(2e-3, 0.2)]
+    assert sweep_next(variant, "s", rows) == [(8, 4e-3), (32, 5e-4)]
