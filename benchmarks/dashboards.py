@@ -97,8 +97,10 @@ def main():
     print(f"\n{said}\n{'':30} {'seconds':>9} {'CPU s':>9} {'features':>9}")
     print(f"{'saelab build (all panes)':30} {np.median(mine):9.1f} {np.median(my_cpu):9.1f} {sae.d_sae:9,}")
     print(f"{'SAEDashboard 0.8.0':30} {np.median(theirs):9.1f} {np.median(their_cpu):9.1f} {features:9,}")
-    ratios = np.array(theirs) / np.array(mine) * sae.d_sae / features
-    print(f"SAEDashboard / saelab, per feature, in each run: {', '.join(f'{r:.1f}' for r in ratios)}")
+    scale = sae.d_sae / features
+    for what, a, b in (("seconds", theirs, mine), ("CPU seconds", their_cpu, my_cpu)):
+        ratios = np.array(a) / np.array(b) * scale
+        print(f"SAEDashboard / saelab, {what} per feature, in each run: {', '.join(f'{r:.1f}' for r in ratios)}")
 
 
 if __name__ == "__main__":

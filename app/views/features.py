@@ -92,23 +92,20 @@ remember(names, extra)
 with shell.guarded():
     notes = opened.notes.all()
 
-search, sort, order, star = st.columns([4, 2, 1.4, 1.2], vertical_alignment="bottom")
-text = search.text_input(
-    "Search",
-    key="search",
-    placeholder="a feature's number, a token, or words of a label",
-    help="Labels, notes, and tokens.",
-)
-sort_by = sort.selectbox(
-    "Sort by",
-    ["feature", *names],
-    key="sort",
-    format_func=lambda n: n.replace("_", " "),
-)
-descending = order.selectbox(
-    "Order", [True, False], format_func={True: "largest first", False: "smallest first"}.get, key="order"
-)
-starred = star.toggle("★ only", key="starred")
+with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+    text = st.text_input(
+        "Search",
+        key="search",
+        placeholder="a feature's number, a token, or words of a label",
+        help="Labels, notes, explanations, and tokens.",
+    )
+    sort_by = st.selectbox(
+        "Sort by", ["feature", *names], key="sort", format_func=lambda n: n.replace("_", " "), width=190
+    )
+    descending = st.selectbox(
+        "Order", [True, False], format_func={True: "largest first", False: "smallest first"}.get, key="order", width=150
+    )
+    starred = st.toggle("★ only", key="starred")
 
 with st.expander("Filter by columns, choose columns"):
     filtered = st.multiselect("Filter by", names, key="filtered", format_func=lambda n: n.replace("_", " "))
@@ -134,42 +131,41 @@ if not len(found):
     st.info("No feature is like that. Clear the search or widen the filter.")
     st.stop()
 
-size, number, count, csv, jsonl, pedia = st.columns([1, 1, 2.4, 1, 1.1, 1.6], vertical_alignment="bottom")
-per_page = size.selectbox("Rows", [25, 50, 100, 250], index=1, key="per_page")
-pages = -(-len(found) // per_page)
-if st.session_state.get("page_number", 1) > pages:
-    st.session_state.page_number = 1
-shown = number.number_input("Page", 1, pages, key="page_number")
-first = (shown - 1) * per_page
-part = found[first : first + per_page]
-count.caption(
-    f"{len(found):,} of {store.n_features:,} features; {first + 1:,} to {first + len(part):,} shown, "
-    f"page {shown:,} of {pages:,}"
-)
-for cell, form in ((csv, "csv"), (jsonl, "jsonl")):
-    cell.download_button(
-        form.upper(),
-        data=lambda form=form: b"".join(export(store, found, notes, form, extra)),
-        file_name=f"features.{form}",
-        mime="text/csv" if form == "csv" else "application/x-ndjson",
-        icon=":material/download:",
-        help=f"All {len(found):,} features of the selection, every column.",
-        on_click="ignore",
-        key=f"export_{form}",
-        width="stretch",
+with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+    per_page = st.selectbox("Rows", [25, 50, 100, 250], index=1, key="per_page", width=90)
+    pages = -(-len(found) // per_page)
+    if st.session_state.get("page_number", 1) > pages:
+        st.session_state.page_number = 1
+    shown = st.number_input("Page", 1, pages, key="page_number", width=120)
+    first = (shown - 1) * per_page
+    part = found[first : first + per_page]
+    st.caption(
+        f"{len(found):,} of {store.n_features:,} features; {first + 1:,} to {first + len(part):,} shown, "
+        f"page {shown:,} of {pages:,}",
+        width=230,
     )
-pedia.download_button(
-    "Neuronpedia",
-    data=lambda: neuronpedia_zip(store, found),
-    file_name="neuronpedia.zip",
-    mime="application/zip",
-    icon=":material/download:",
-    help=f"Contexts, histograms and explanations of the first {MOST_FEATURES:,} live features of the selection, as a "
-    "Neuronpedia export; saelab explain export writes any number.",
-    on_click="ignore",
-    key="export_neuronpedia",
-    width="stretch",
-)
+    for form in ("csv", "jsonl"):
+        st.download_button(
+            form.upper(),
+            data=lambda form=form: b"".join(export(store, found, notes, form, extra)),
+            file_name=f"features.{form}",
+            mime="text/csv" if form == "csv" else "application/x-ndjson",
+            icon=":material/download:",
+            help=f"All {len(found):,} features of the selection, every column.",
+            on_click="ignore",
+            key=f"export_{form}",
+        )
+    st.download_button(
+        "Neuronpedia",
+        data=lambda: neuronpedia_zip(store, found),
+        file_name="neuronpedia.zip",
+        mime="application/zip",
+        icon=":material/download:",
+        help=f"Contexts, histograms and explanations of the first {MOST_FEATURES:,} live features of the selection, as "
+        "a Neuronpedia export; saelab explain export writes any number.",
+        on_click="ignore",
+        key="export_neuronpedia",
+    )
 frame = page(store, part, visible, notes, extra)
 if "density" in frame:
     frame["density"] *= 100

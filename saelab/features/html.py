@@ -41,7 +41,8 @@ CSS = """
 .sl .w span:first-child{white-space:pre;overflow:hidden;text-overflow:ellipsis;unicode-bidi:isolate;direction:ltr}
 .sl .w span:last-child{font-variant-numeric:tabular-nums;opacity:.8}
 .sl .h{font:600 .74rem/1.6 inherit;opacity:.7;padding:0 .35rem}
-.sl .l{display:flex;align-items:center;gap:.5rem;font-size:.74rem;opacity:.85;padding-bottom:.2rem}
+.sl .k{display:inline-flex;align-items:center;gap:.5rem;white-space:nowrap}
+.sl .l{display:flex;flex-wrap:wrap;align-items:center;gap:0 .8rem;font-size:.74rem;opacity:.85;padding-bottom:.2rem}
 .sl .l b{display:inline-block;width:9rem;height:.7rem;border-radius:3px;border:1px solid rgba(128,128,128,.35)}
 .sl .g{display:flex;height:9rem;border-bottom:1px solid rgba(128,128,128,.5)}
 .sl .g b{flex:1 1 0;position:relative;border-right:1px solid transparent;background-clip:padding-box}
@@ -188,7 +189,7 @@ def legend_html(maximum: float, label: str = "activation", *, signed: bool = Fal
             f"{-maximum:.3g}",
             f"linear-gradient(90deg,{low},.95),{low},.12),transparent,{high},.12),{high},.95))",
         )
-    scale = f'{least} <b style="background:{bar}"></b> {maximum:.3g}'
+    scale = f'<span class="k">{least} <b style="background:{bar}"></b> {maximum:.3g}</span>'
     return f'<div class="sl"><div class="l">{escape(label)} {scale}</div></div>'
 
 

@@ -16,7 +16,11 @@ from tests.app.planted import plant
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium"),
+]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -57,7 +61,7 @@ def visit():
 
         def go(address, path="/", **options):
             page = browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page()
-            page.set_default_timeout(40_000)
+            page.set_default_timeout(120_000)
             local = (address, address.replace("http", "ws"), "data:", "blob:")
             page.on("request", lambda r: None if r.url.startswith(local) else wrong.append(r.url))
             page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -114,7 +118,7 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     canvas = page.locator('[data-testid="stDataFrame"] canvas').first
     canvas.wait_for()
 
-    search = page.get_by_label("Search")
+    search = page.get_by_role("textbox", name="Search")
 
     def look_for(text):
         search.fill(text)
@@ -144,7 +148,7 @@ def test_the_main_journey(made, serve, visit, tmp_path):
 
     page.get_by_role("link", name="Prompt").click()
     page.get_by_role("button", name="Read it").click()
-    page.get_by_text("Features of the prompt").wait_for()
+    page.get_by_text("Features of the prompt").wait_for(timeout=240_000)  # torch and the model are loaded
     toggle = page.get_by_text("compare two texts")
     press_until(page, toggle.click, page.get_by_label("Second text"))
     page.get_by_role("button", name="Read it").click()
