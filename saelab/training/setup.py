@@ -65,15 +65,16 @@ def fresh_runs(
     """Look at the first batches for scale and b_dec, return to the beginning, and make the runs."""
     rows = runs[0].training.batch_size
     check = rows_to_check(batches, rows)
-    counts = [-(-run.training.init_tokens // rows) for run in runs]
+    # An SAE that starts from another one's weights needs no look.
+    counts = [0 if run.start is not None else -(-run.training.init_tokens // rows) for run in runs]
     begin = batches.state_dict()
     with closing(open_batches(batches)) as source:
-        first = [next_batch(source, step, check) for step in range(max(counts))]
+        taken = (next_batch(source, step, check) for step in range(max(counts)))
+        first = [(b.x, b.x if b.target is None else b.target) for b in taken]  # not what else a batch may carry
     batches.load_state_dict(begin)
     made = []
     for run, count in zip(runs, counts, strict=True):
-        x = torch.cat([b.x for b in first[:count]])
-        target = torch.cat([b.x if b.target is None else b.target for b in first[:count]])
+        x, target = (torch.cat([pair[side] for pair in first[:count]] or [torch.empty(0, 0)]) for side in (0, 1))
         made.append(Run(run, initial_sae(run, x, target), device, objective))
     return made
 

@@ -12,6 +12,9 @@ import pytest
 
 from saelab.core.artifacts import file_checksum
 from saelab.core.errors import ConfigError
+from saelab.features.store import open_features
+from saelab.features.weights import unembedding
+from saelab.models.subject import load_model
 from saelab.sae.folder import load_meta, load_sae
 from saelab.workflows.train import TrainJob, run_train
 from tests.made import SITE, saelab
@@ -58,6 +61,13 @@ def test_transcoder_trains_between_sites_and_is_evaluated(made, tmp_path, capsys
     assert (found["site"], found["target_site"]) == ("blocks.1.hook_mlp_out", SITE)
     assert found["fvu"] < 0.9
     assert 0.1 < found["ce_recovered"] < 1
+    text = ["--text", made / "code.txt", "--max_tokens", 1500]
+    assert saelab("build", folder, *text, "--out", tmp_path / "features") == 0
+    store = open_features(tmp_path / "features")
+    direction = load_sae(folder).W_dec[3]  # what a feature writes for is read where it writes: the residual stream
+    expected = unembedding(load_model("embedded"), SITE, 192)
+    assert expected is not None
+    assert int(store.column("logit_top_ids")[3][0]) == int((direction @ expected).argmax())
 
 
 def test_exactly_one_source(made):
