@@ -1,5 +1,6 @@
 """Dark matter: SAE folders and an activation store in, one result folder with a report out."""
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
-from saelab.core.artifacts import prepare_output, read_manifest
-from saelab.core.config import Config
-from saelab.core.errors import ConfigError, FormatError, SiteError, StoreError
+from saelab.core.artifacts import prepare_output
+from saelab.core.config import Config, dump_yaml
 
 if TYPE_CHECKING:
-    from saelab.activations.store import ActivationStore
     from saelab.analysis.dark_matter.result import DarkMatter
     from saelab.analysis.dark_matter.tokens import Tokens
     from saelab.core.regression import LinearMap
-    from saelab.sae.base import SAE
+    from saelab.workflows.dark_matter_inputs import Inputs
 
 
 class ErrorSaesJob(Config):
@@ -83,94 +82,22 @@ def run_dark_matter(
 ) -> "DarkMatter":
     """Run every part that ``job`` asks for and write the result folder ``out``."""
     from saelab.analysis.dark_matter.result import save_dark_matter
+    from saelab.workflows.dark_matter_inputs import Inputs
 
-    opened = _Opened(job)  # what a user can get wrong shows before an old result is deleted
+    inputs = Inputs(job)  # what a user can get wrong shows before an old result is deleted
     folder = prepare_output(out, force=force)
     # The settings mark the folder as saelab's own while the parts run, so that --force may replace an interrupted one.
-    (folder / "config.yaml").write_text(_settings(job), encoding="utf-8")
-    result = _run(job, opened, folder, say)
-    save_dark_matter(result, folder)
+    (folder / "config.yaml").write_text(dump_yaml(job), encoding="utf-8")
+    try:
+        result = _run(job, inputs, folder, say)
+        save_dark_matter(result, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # half a result is of no use
+        raise
     return result
 
 
-class _Opened:
-    """Everything a job names, opened and checked against each other."""
-
-    def __init__(self, job: DarkMatterJob) -> None:
-        from saelab.activations.store import open_store
-        from saelab.analysis.dark_matter.tokens import tokens_of_store
-
-        self.store = open_store(job.store)
-        main = _folders(job.sae)
-        if len(main) > 1:
-            raise ConfigError(
-                f"{job.sae} holds {len(main)} SAEs ({', '.join(p.name for p in main)}); give one of them as SAE "
-                "and the folder as --ladder"
-            )
-        self.folders = _named([*main, *(p for given in job.ladder for p in _folders(given))])
-        self.saes = {name: _load(path) for name, path in self.folders.items()}
-        self.main = next(iter(self.folders))
-        self.site = job.site or _recorded(self.folders[self.main], "site") or _only_site(self.store, job)
-        for name, path in self.folders.items():
-            self._check(name, path, self.site)
-        order = sorted(self.saes, key=lambda name: (self.saes[name].d_sae, name))
-        self.saes = {name: self.saes[name] for name in order}
-        self.earlier: dict[str, SAE] = {}
-        for given in job.earlier:
-            for path in _folders(given):
-                site = _recorded(path, "site")
-                if site is None or site == self.site:
-                    raise ConfigError(
-                        f"--earlier {path} records site {site}, expected an SAE of another site than {self.site}"
-                    )
-                self._check(str(path), path, site)
-                self.earlier[site] = _load(path)
-        self.tokens = tokens_of_store(
-            self.store,
-            self.site,
-            max_tokens=job.max_tokens,
-            skip_positions=job.skip_positions,
-            fit_share=job.fit_share,
-            seed=job.seed,
-        )
-        self.training_store = None if job.error_saes.store is None else open_store(job.error_saes.store)
-        if self.training_store is not None:
-            self.training_store.d_in(self.site)
-            if self.training_store.fingerprint == self.store.fingerprint:
-                self.training_store = None
-        self.model: Any = None
-        self.rows: Any = None
-        if job.model_parts:
-            self.model, self.rows = _model(job, self.store)
-
-    def _check(self, name: str, path: Path, site: str) -> None:
-        made_by = self.store.manifest["model"]
-        recorded = _recorded(path, "model_fingerprint")
-        if recorded is not None and recorded != made_by["fingerprint"]:
-            raise StoreError(
-                f"{path} was trained on {_recorded(path, 'model')} ({recorded}), but {self.store.path} is of "
-                f"{made_by['name']} ({made_by['fingerprint']}); give a store of the same model"
-            )
-        own_site = _recorded(path, "site")
-        if own_site is not None and own_site != site:
-            raise ConfigError(f"{path} was trained at {own_site}, not at {site}; a ladder is of one site")
-        width, d_in = self.store.d_in(site), self.saes[name].d_in if name in self.saes else _load(path).d_in
-        if width != d_in:
-            raise StoreError(
-                f"{path} reads activations of width {d_in}, but {self.store.path} has width {width} at {site}; give a "
-                "store of the site it was trained on"
-            )
-
-    def notes(self) -> list[str]:
-        """What a reader should know."""
-        notes = list(self.tokens.notes)
-        for name, path in self.folders.items():
-            if _recorded(path, "store_fingerprint") == self.store.fingerprint:
-                notes.append(f"{name} was trained on this store: its error is smaller here than on other text")
-        return notes
-
-
-def _run(job: DarkMatterJob, it: _Opened, folder: Path, say: Callable[[str], None]) -> "DarkMatter":
+def _run(job: DarkMatterJob, it: "Inputs", folder: Path, say: Callable[[str], None]) -> "DarkMatter":
     import numpy as np
 
     from saelab.analysis.dark_matter.decompose import measure
@@ -225,7 +152,7 @@ def _run(job: DarkMatterJob, it: _Opened, folder: Path, say: Callable[[str], Non
     )
 
 
-def _single(job: DarkMatterJob, it: _Opened, linear: "LinearMap", folder: Path) -> dict[str, Any]:
+def _single(job: DarkMatterJob, it: "Inputs", linear: "LinearMap", folder: Path) -> dict[str, Any]:
     """The parts that are about the main SAE alone."""
     from saelab.analysis.dark_matter.downstream import downstream
     from saelab.analysis.dark_matter.earlier import from_earlier
@@ -284,8 +211,6 @@ def _single(job: DarkMatterJob, it: _Opened, linear: "LinearMap", folder: Path) 
 
 def _keep_error_saes(scratch: Path, folder: Path) -> None:
     """Keep the SAEs of e, l and eta themselves (not their Gaussian twins, nor the logs)."""
-    import shutil
-
     from saelab.analysis.dark_matter.error_saes import PARTS
 
     folder.mkdir()
@@ -293,81 +218,8 @@ def _keep_error_saes(scratch: Path, folder: Path) -> None:
         shutil.move(str(scratch / part / part), str(folder / part))
 
 
-def _model(job: DarkMatterJob, store: "ActivationStore") -> tuple[Any, Any]:
-    """Load the store's model and open its text, cut as in the harvest."""
-    from saelab.models.tokens import TokensConfig
-    from saelab.workflows.corpus import CorpusJob
-
-    made_by, text = store.manifest["model"], store.manifest["text"]
-    source = job.text or text.get("source")
-    if source is None:
-        raise StoreError(f"{store.path} does not record its text; give --text, or --model_parts false")
-    keys = ("context", "packing", "bos", "min_tokens", "max_rows")
-    corpus = CorpusJob(
-        model=job.model or str(made_by["name"]),
-        dtype=made_by["dtype"],
-        device=job.device,
-        text=str(source),
-        column=job.column,
-        tokens=TokensConfig(**{key: text[key] for key in keys if text.get(key) is not None}),
-    )
-    model = corpus.load()
-    store.check_model(model)
-    return model, corpus.rows(model)
-
-
-def _folders(given: str | Path) -> list[Path]:
-    """The SAE folder itself, or those in the folder of a training, by name."""
-    path = Path(given)
-    kind = read_manifest(path)["kind"]
-    if kind == "sae":
-        return [path]
-    if kind != "run":
-        raise FormatError(f"{path} is a saelab {kind} folder, expected an SAE or a training of several")
-    found = sorted(p.parent for p in path.glob("*/manifest.json") if read_manifest(p.parent)["kind"] == "sae")
-    if not found:
-        raise FormatError(f"{path} is a run without SAEs directly below it; give the folder of saelab train")
-    return found
-
-
-def _named(folders: list[Path]) -> dict[str, Path]:
-    """Names of SAEs: the folder's, with its parent's where two are alike; an SAE given twice counts once."""
-    distinct = list({path.resolve(): path for path in folders}.values())
-    names = [path.resolve().name for path in distinct]
-    return {
-        name if names.count(name) == 1 else f"{path.resolve().parent.name}.{name}": path
-        for name, path in zip(names, distinct, strict=True)
-    }
-
-
-def _load(path: Path) -> "SAE":
-    from saelab.sae.folder import load_sae
-
-    sae = load_sae(path)
-    if sae.config.d_out != sae.d_in or sae.config.architecture == "transcoder" or _recorded(path, "target_site"):
-        raise ConfigError(f"{path} reconstructs another site than it reads; dark-matter needs an SAE of one site")
-    return sae
-
-
-def _recorded(path: Path, key: str) -> str | None:
-    from saelab.sae.folder import load_meta
-
-    value = load_meta(path).get("provenance", {}).get(key)
-    return None if value is None else str(value)
-
-
-def _only_site(store: "ActivationStore", job: DarkMatterJob) -> str:
-    if len(store.sites) > 1:
-        raise SiteError(f"{job.sae} does not record its site; give --site, one of {', '.join(store.sites)}")
-    return store.sites[0]
-
-
-def _settings(job: DarkMatterJob) -> str:
-    from saelab.core.config import dump_yaml
-
-    return dump_yaml(job)
-
-
 def open_tokens(job: DarkMatterJob) -> "Tokens":
     """The tokens that ``job`` is about, split as it splits them (for notebooks that look closer)."""
-    return _Opened(job.model_copy(update={"model_parts": False})).tokens
+    from saelab.workflows.dark_matter_inputs import Inputs
+
+    return Inputs(job.model_copy(update={"model_parts": False})).tokens

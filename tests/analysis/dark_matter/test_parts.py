@@ -101,7 +101,7 @@ def test_error_saes_find_features_and_not_noise(tmp_path):
         linear,
         tmp_path,
         sae_config={"architecture": "topk", "d_sae": 32, "k": 3},
-        training={"tokens": 60_000, "batch_size": 500, "lr": 5e-3, "device": "cpu"},
+        training={"tokens": 30_000, "batch_size": 500, "lr": 1e-2, "device": "cpu"},
     )
     error, along, _ = results
     assert [r.part for r in results] == ["error", "linear", "nonlinear"]
