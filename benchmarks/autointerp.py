@@ -105,23 +105,23 @@ def write_cache(store_path: str, folder: Path, count: int) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from saelab.features import encode, transpose
+    from saelab.features import layout
     from saelab.features.store import open_features
 
     store = open_features(store_path)
-    offsets = np.asarray(store.array(encode.ROW_OFFSETS))
+    offsets = np.asarray(store.array(layout.ROW_OFFSETS))
     width = int(np.diff(offsets).max())
     width -= width % 32
     table = np.zeros((store.n_rows, width), np.int64)
-    ids = np.asarray(store.array(encode.IDS))
+    ids = np.asarray(store.array(layout.IDS))
     row_of = np.repeat(np.arange(store.n_rows), np.diff(offsets))
     column_of = np.arange(store.n_tokens) - offsets[row_of]
     inside = column_of < width
     table[row_of[inside], column_of[inside]] = ids[inside]
     live = np.flatnonzero(np.asarray(store.column("count")) > 0)[:count]
-    bounds = np.asarray(store.array(transpose.F_INDPTR))
-    tokens = np.concatenate([store.array(transpose.F_TOKENS)[bounds[i] : bounds[i + 1]] for i in live]).astype(np.int64)
-    values = np.concatenate([store.array(transpose.F_VALUES)[bounds[i] : bounds[i + 1]] for i in live])
+    bounds = np.asarray(store.array(layout.F_INDPTR))
+    tokens = np.concatenate([store.array(layout.F_TOKENS)[bounds[i] : bounds[i + 1]] for i in live]).astype(np.int64)
+    values = np.concatenate([store.array(layout.F_VALUES)[bounds[i] : bounds[i + 1]] for i in live])
     feature = np.repeat(np.arange(len(live)), (bounds[live + 1] - bounds[live]))
     keep = inside[tokens]
     locations = np.stack([row_of[tokens[keep]], column_of[tokens[keep]], feature[keep]], 1)

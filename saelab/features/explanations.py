@@ -161,7 +161,7 @@ class Explanations:
             {"control": control, "author": author},
             features,
         )
-        return [Explanation(*row[:-1], detail=json.loads(row[-1])) for row in rows]
+        return [_explanation(*row) for row in rows]
 
     def scores(
         self,
@@ -177,7 +177,7 @@ class Explanations:
             {"control": control, "author": author, "scorer": scorer},
             features,
         )
-        return [Score(row[0], row[1], *map(_float, row[2:5]), *row[5:-1], detail=json.loads(row[-1])) for row in rows]
+        return [_score(*row) for row in rows]
 
     def settings(self, control: str, author: str, scorer: str, features: Sequence[int]) -> dict[int, str]:
         """Settings of the scores of some features that are there already."""
@@ -255,7 +255,7 @@ class Explanations:
         with self._open(read=True) as database:
             if database is None:
                 return []
-            return database.execute(f"{query} where {' and '.join(clauses)}{order}", values).fetchall()
+            return list(database.execute(f"{query} where {' and '.join(clauses)}{order}", values))
 
     @contextmanager
     def _open(self, read: bool = False) -> Iterator[Any]:
@@ -290,6 +290,23 @@ def attach_explanations(store: FeatureStore) -> None:
     stamp = explanations.stamp()
     if stamp != store.attached_stamp:
         store.attach(explanations.columns(), explanations.texts(), stamp)
+
+
+def _explanation(feature: int, author: str, text: str, *rest: str) -> Explanation:
+    explainer, model, prompt, control, detail = rest
+    return Explanation(feature, author, text, explainer, model, prompt, control, json.loads(detail))
+
+
+def _score(feature: int, scorer: str, value: float | None, low: float | None, high: float | None, *rest: Any) -> Score:
+    n, failures, author, control, judge, settings, detail = rest
+    return Score(
+        *(feature, scorer, _float(value), _float(low), _float(high), n, failures),
+        author=author,
+        control=control,
+        judge=judge,
+        settings=settings,
+        detail=json.loads(detail),
+    )
 
 
 def _number(value: float) -> float | None:

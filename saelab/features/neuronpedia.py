@@ -69,7 +69,7 @@ class Shown:
 
 def shown_contexts(store: FeatureStore, feature: int, settings: ExportSettings) -> list[Shown]:
     """Return the contexts that are exported of a feature."""
-    around = {"before": settings.before, "after": settings.after}
+    around: dict[str, Any] = {"before": settings.before, "after": settings.after}
     largest = float(store.column("max")[feature])
     count = max(int(store.column("count")[feature]), 1)
     found = [Shown(c, -1.0, largest, -1.0) for c in store.top_contexts(feature, settings.top, **around)]
@@ -249,6 +249,8 @@ def _neuronpedia_explanation(explanation: Explanation, here: Mapping[str, str]) 
         "typeName": explanation.explainer,
         "explanationModelName": explanation.model or None,
         "authorId": explanation.author,
+        "scoreV1": None,
+        "scoreV2": None,
         "notes": f"prompt version {explanation.prompt}" if explanation.prompt else "",
     }
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saelab.core.code import SparseCode
-from saelab.features import encode
+from saelab.features import layout
 from saelab.features.explanations import SHUFFLED, Explanation
 from saelab.features.protocols import Dictionary, Model
 from saelab.features.rows import read_site
@@ -76,8 +76,8 @@ class StoreRows:
 
     def batches(self, rows_per_batch: int, start_row: int = 0) -> Iterator[Any]:
         """Yield the rows; shorter ones are filled up with excluded tokens."""
-        offsets = self.store.array(encode.ROW_OFFSETS)
-        ids, keep = self.store.array(encode.IDS), self.store.array(encode.KEEP)
+        offsets = self.store.array(layout.ROW_OFFSETS)
+        ids, keep = self.store.array(layout.IDS), self.store.array(layout.KEEP)
         for first in range(start_row, self.store.n_rows, rows_per_batch):
             spans = [
                 slice(int(offsets[r]), int(offsets[r + 1]))

@@ -79,7 +79,8 @@ def _mixed(code: np.ndarray) -> np.ndarray:
     """Spread the bits of integers (the finaliser of splitmix64); wraps around by intention."""
     code = (code ^ (code >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     code = (code ^ (code >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return code ^ (code >> np.uint64(31))
+    spread: np.ndarray = code ^ (code >> np.uint64(31))
+    return spread
 
 
 class SentenceEmbedder:
@@ -87,7 +88,9 @@ class SentenceEmbedder:
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         try:
-            from sentence_transformers import SentenceTransformer
+            from sentence_transformers import (  # type: ignore[import-not-found, unused-ignore]
+                SentenceTransformer,
+            )
         except ImportError:
             raise ConfigError(
                 f"embedder '{name}' needs sentence-transformers; pip install sentence-transformers, or give --embedder "

@@ -24,7 +24,7 @@ from saelab.analysis.autointerp.neighbours import coactive_neighbours, decoder_n
 from saelab.analysis.autointerp.samplers import SAMPLERS, deciles_of, quantile
 from saelab.analysis.autointerp.windows import Windows, cut_windows, window_matrix, window_maxima
 from saelab.core.config import Config
-from saelab.features import encode
+from saelab.features import layout
 from saelab.features.store import FeatureStore
 
 ACTIVE = "active"
@@ -103,7 +103,8 @@ class Sample:
     @property
     def maxima(self) -> Float32[np.ndarray, " n"]:
         """Largest value in each window."""
-        return self.values.max(1, initial=0.0)
+        largest: np.ndarray = self.values.max(1, initial=0.0)
+        return largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ class Corpus:
     @cached_property
     def ids(self) -> Int64[np.ndarray, " tokens"]:
         """Id of every token of the store."""
-        return np.asarray(self.store.array(encode.IDS), np.int64)
+        return np.asarray(self.store.array(layout.IDS), np.int64)
 
     def window_ids(self, window: int) -> Int64[np.ndarray, " tokens"]:
         """Token ids of a window."""
@@ -292,4 +293,5 @@ class Corpus:
             candidates = np.sort(generator.choice(candidates, MOST_LOOKED_AT, replace=False))
         centre = self.embeddings[explain.windows].mean(0)
         likeness = self.embeddings[candidates] @ centre
-        return candidates[np.argsort(-likeness, kind="stable")[:count]].tolist()
+        best: list[int] = candidates[np.argsort(-likeness, kind="stable")[:count]].tolist()
+        return best

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from saelab.features import encode
+from saelab.features import layout
 from saelab.features.store import FeatureStore
 
 BLOCK = 1 << 24
@@ -40,13 +40,13 @@ def coactive_neighbours(
     from scipy.sparse import csr_matrix
 
     k = min(k, store.n_features - 1)
-    indptr = store.array(encode.INDPTR)
+    indptr = store.array(layout.INDPTR)
     tokens = np.linspace(0, store.n_tokens - 1, min(store.n_tokens, max_tokens)).astype(np.int64)
     starts = indptr[tokens]
     counts = indptr[tokens + 1] - starts
     offsets = np.concatenate([[0], np.cumsum(counts)])
     entries = np.repeat(starts - offsets[:-1], counts) + np.arange(int(offsets[-1]))
-    columns = store.array(encode.INDICES)[entries].astype(np.int32)
+    columns = store.array(layout.INDICES)[entries].astype(np.int32)
     active = csr_matrix((np.ones(len(columns), np.float32), columns, offsets), (len(tokens), store.n_features))
     by_feature = active.T.tocsr()
     total = np.asarray(active.sum(0), np.float32).ravel()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from saelab.core.errors import StoreError
-from saelab.features import encode
+from saelab.features import layout
 from saelab.features.store import FeatureStore
 
 NONE = -1
@@ -43,7 +43,7 @@ def cut_windows(store: FeatureStore, length: int = 32, seed: int = 0) -> Windows
 
     Raises :class:`StoreError` when there are fewer than two rows, or none long enough.
     """
-    offsets = np.asarray(store.array(encode.ROW_OFFSETS), np.int64)
+    offsets = np.asarray(store.array(layout.ROW_OFFSETS), np.int64)
     lengths = np.diff(offsets)
     per_row = np.where(lengths % length >= (length + 1) // 2, lengths // length + 1, lengths // length)
     if len(lengths) < 2 or np.count_nonzero(per_row) < 2:

@@ -27,7 +27,8 @@ MAX_TOKENS = 500
 
 def strong(values: Float32[np.ndarray, "n length"], threshold: float = THRESHOLD) -> np.ndarray:
     """Return which tokens are strong in their window: at least ``threshold`` of its maximum, and active at all."""
-    return (values > 0) & (values >= threshold * values.max(1, keepdims=True, initial=0.0))
+    marked: np.ndarray = (values > 0) & (values >= threshold * values.max(1, keepdims=True, initial=0.0))
+    return marked
 
 
 def levels(values: Float32[np.ndarray, " n"], maximum: float) -> Int64[np.ndarray, " n"]:

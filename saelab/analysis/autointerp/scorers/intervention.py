@@ -134,7 +134,8 @@ class InterventionScorer:
     def _next(self, tokens: Int[Tensor, "b t"], added: Float[Tensor, "b d"] | None) -> Float[Tensor, "b v"]:
         """Log-probabilities of the next token, with a vector added at every position of each row."""
         replace = None if added is None else {self.site: lambda x: x + added[:, None].to(x)}
-        return self.model.logits(tokens, replace=replace)[:, -1].float().cpu().log_softmax(-1)
+        log_p: Tensor = self.model.logits(tokens, replace=replace)[:, -1].float().cpu().log_softmax(-1)
+        return log_p
 
     @torch.no_grad()
     def _continued(self, tokens: Int[Tensor, "b t"], added: Float[Tensor, "b d"] | None) -> Int[Tensor, "b more"]:

@@ -5,7 +5,7 @@ random marks, or (``intruder_from="decile"``) a window of another decile with it
 ``intruder_shown``. Without a judge, the window least like the others by embedding is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,7 @@ class IntruderScorer:
     def score(self, items: Sequence[Item]) -> list[Score]:
         """Score features."""
         asked = [(examples, self.rounds(examples)) for examples, _ in items]
+        said: Iterator[int | None]
         if self.judge is None:
             said = iter([self._least_alike(one) for _, rounds in asked for one in rounds])
         else:

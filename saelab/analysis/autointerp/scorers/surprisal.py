@@ -89,7 +89,8 @@ class SurprisalScorer:
     def _ids(self, corpus: Corpus, window: int) -> list[int]:
         """Token ids of a window: the store's own when the model is the one that it was built with."""
         if corpus.store.manifest.get("model_fingerprint") == self.model.fingerprint:
-            return corpus.window_ids(window).tolist()
+            own: list[int] = corpus.window_ids(window).tolist()
+            return own
         return self._encode(corpus.window_text(window))
 
     def _encode(self, text: str) -> list[int]:
