@@ -10,7 +10,8 @@ from saelab.cli.options import config_command, force_option, json_option, out_op
 from saelab.workflows.circuits import CompareJob, FindJob, HeadsJob, run_compare, run_find, run_heads
 
 
-def _table(title: str, frame: Any) -> Any:
+def frame_table(title: str, frame: Any) -> Any:
+    """A pandas frame as a table of the command line."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -40,9 +41,11 @@ def _heads(job: HeadsJob, as_json: bool) -> None:
         heads, edges = frame.to_dict("records"), pairs.to_dict("records")
         click.echo(json.dumps({"config": job.model_dump(), "seconds": found.seconds, "heads": heads, "edges": edges}))
         return
-    console.out.print(_table(f"{job.task} on {job.model}: {found.n_prompts} prompts, {found.seconds:.1f} s", frame))
+    console.out.print(
+        frame_table(f"{job.task} on {job.model}: {found.n_prompts} prompts, {found.seconds:.1f} s", frame)
+    )
     console.out.print("z: codes on positives only, above relabelled prompts, in their spread", style="dim")
-    console.out.print(_table("pairs of heads", pairs))
+    console.out.print(frame_table("pairs of heads", pairs))
 
 
 def _compare(job: CompareJob, as_json: bool) -> None:
@@ -51,10 +54,10 @@ def _compare(job: CompareJob, as_json: bool) -> None:
     with console.quiet_if(as_json):
         found = run_compare(job)
     if as_json:
-        click.echo(json.dumps(_finite(found.to_dict())))
+        click.echo(json.dumps(finite(found.to_dict())))
         return
     console.out.print(
-        _table(
+        frame_table(
             f"{found.task} on {found.model} (accuracy {found.accuracy:.0%})", found.to_frame().rename(columns=_COLUMNS)
         )
     )
@@ -77,7 +80,7 @@ def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
     with console.quiet_if(as_json):
         circuit = run_find(job, out, force=force)
     if as_json:
-        click.echo(json.dumps(_finite(circuit.to_dict())))
+        click.echo(json.dumps(finite(circuit.to_dict())))
         return
     random = circuit.random_faithfulness
     console.out.print(
@@ -99,20 +102,28 @@ def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
             },
         )
     )
-    console.out.print(_table("edges", circuit.to_frame().head(20)))
+    console.out.print(frame_table("edges", circuit.to_frame().head(20)))
     if out is not None:
         console.say(f"{out}: circuit.json, report.html")
 
 
-_COLUMNS = {"edge_auc": "AUC edge", "edge_f1": "F1 edge", "node_auc": "AUC node", "node_f1": "F1 node", "faithfulness": "faith",
-            "cpr": "CPR", "cmd": "CMD"}  # fmt: skip
+_COLUMNS = {
+    "edge_auc": "AUC edge",
+    "edge_f1": "F1 edge",
+    "node_auc": "AUC node",
+    "node_f1": "F1 node",
+    "faithfulness": "faith",
+    "cpr": "CPR",
+    "cmd": "CMD",
+}
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """The same with None for NaN, which JSON has not."""
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return None if isinstance(data, float) and math.isnan(data) else data
 
 

@@ -1,9 +1,10 @@
 """What an SAE on attention outputs lets one read off: which head, and which source position, made a latent fire.
 
 Kissane et al. 2024 (arXiv 2406.17759). The SAE reads the heads' outputs side by side, before W_O (``attn.hook_z``).
-Attention is linear once its pattern is given, so a latent's pre-activation at position t is a sum over heads k and source
-positions s, ``A_k(t, s) v_k(s) . r_k`` with ``r_k`` the latent's read direction at head k, plus a constant. That is an
-identity of the forward pass (direct feature attribution, DFA), grouped-query attention and rotary positions included.
+Attention is linear once its pattern is given, so a latent's pre-activation at position t is a sum over heads k and
+source positions s, ``A_k(t, s) v_k(s) . r_k`` with ``r_k`` the latent's read direction at head k, plus a constant. That
+is an identity of the forward pass (direct feature attribution, DFA), grouped-query attention and rotary positions
+included.
 """
 
 import re

@@ -26,9 +26,7 @@ def eap(runner: EdgeRunner, steps: int = 1) -> EdgeScores:
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected at least 1")
     if steps == 1 and runner.setting.metric == "kl":
-        raise ConfigError(
-            "the gradient of kl is zero at the clean run, so EAP sees nothing; use EAP-IG or another metric"
-        )
+        raise ConfigError("the gradient of kl is zero at the clean run: take EAP-IG or another metric")
     began = time.perf_counter()
     shares = [0.0] if steps == 1 else [(k + 0.5) / steps for k in range(steps)]
     total = np.zeros(runner.graph.valid.shape)
@@ -42,7 +40,7 @@ def eap(runner: EdgeRunner, steps: int = 1) -> EdgeScores:
 
 
 def edge_gradients(runner: EdgeRunner, share: float) -> Float[np.ndarray, "r w"]:
-    """First-order effect of each edge, by the gradients of a run ``share`` of the way from clean to other embeddings."""
+    """First-order effect of each edge, by gradients ``share`` of the way from the clean to the other embeddings."""
     graph, n = runner.graph, runner.graph.n_embeddings
     start = (runner.clean[:n] + share * (runner.other[:n] - runner.clean[:n])).requires_grad_()
     inputs: dict[tuple[int, str], Tensor] = {}

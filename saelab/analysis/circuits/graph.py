@@ -2,8 +2,8 @@
 
 Writers: ``embed``, ``pos`` (learned positions), heads ``a3.h1``, MLPs ``m3``. Readers: the query, key and value input
 of each head ``a3.h1<q>`` (key and value inputs belong to a key-value head, ``a3.kv0<k>`` where heads share them), the
-MLPs, and ``logits``. An edge is a (reader, writer) pair with the writer earlier in the forward pass; sets of edges and their
-scores are matrices (readers, writers). Names follow the circuit files of the EAP-IG and MIB repositories.
+MLPs, and ``logits``. An edge is a (reader, writer) pair with the writer earlier in the forward pass; sets of edges and
+their scores are matrices (readers, writers). Names follow the circuit files of the EAP-IG and MIB repositories.
 """
 
 from collections.abc import Iterable, Mapping
@@ -86,12 +86,13 @@ class EdgeGraph:
         shared = "h" if group == 1 else "kv"
         for layer in range(self.n_layers):
             before = self.head(layer, 0)
-            for h in range(self.n_heads):
-                found.append(Reader(f"a{layer}.h{h}<q>", layer, "q", h, before, (self.head(layer, h),)))
+            found += [
+                Reader(f"a{layer}.h{h}<q>", layer, "q", h, before, (self.head(layer, h),)) for h in range(self.n_heads)
+            ]
             for slot in ("k", "v"):
                 for g in range(self.n_kv_heads):
                     owners = tuple(self.head(layer, h) for h in range(g * group, (g + 1) * group))
-                    found.append(Reader(f"a{layer}.{shared}{g}<{slot}>", layer, slot, g, before, owners))
+                    found += [Reader(f"a{layer}.{shared}{g}<{slot}>", layer, slot, g, before, owners)]
             seen = before if self.parallel else self.mlp(layer)
             found.append(Reader(f"m{layer}", layer, "mlp", 0, seen, (self.mlp(layer),)))
         found.append(Reader("logits", self.n_layers, "logits", 0, len(self.writers), ()))

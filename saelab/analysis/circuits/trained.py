@@ -75,7 +75,7 @@ def train_induction(folder: str | Path, steps: int = 1500, seed: int = 0) -> Pat
 
 
 def _rows(generator: torch.Generator) -> Int[Tensor, "b t"]:
-    """Rows ``0 t1 t2 ...`` in which, where the present token has come before, its old successor comes every other time."""
+    """Rows ``0 t1 t2 ...``: where the present token has come before, its old successor follows every other time."""
     fresh = torch.randint(1, VOCAB, (BATCH, CONTEXT), generator=generator)
     again = torch.rand(BATCH, CONTEXT, generator=generator) < 0.5
     successor = torch.zeros(BATCH, VOCAB, dtype=torch.int64)

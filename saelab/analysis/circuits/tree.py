@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.analysis.circuits.attention import LayerState, constant, layer_states, read_direction
+from saelab.analysis.circuits.attribution.frozen import TranscoderSite
 from saelab.features.protocols import Dictionary
 from saelab.models.components import Components
 
@@ -55,7 +56,7 @@ class TreeBuilder:
         parts: Components,
         tokens: Int[Tensor, "1 t"],
         attention_saes: Mapping[int, Dictionary],
-        transcoders: Mapping[int, Dictionary] | None = None,
+        transcoders: Mapping[int, TranscoderSite] | None = None,
         *,
         n_parts: int = 8,
         n_sources: int = 2,
@@ -69,7 +70,7 @@ class TreeBuilder:
             layer: sae.encode(self.states[layer].z[0].float()).to_dense() for layer, sae in self.saes.items()
         }
         self._mlp_codes = {
-            layer: t.encode(self.states[layer].mlp_input[0].float()).to_dense() for layer, t in self.transcoders.items()
+            layer: t.transcoder.encode(self._mlp_input(layer)).to_dense() for layer, t in self.transcoders.items()
         }
 
     @torch.no_grad()
@@ -110,7 +111,7 @@ class TreeBuilder:
         constants = torch.einsum("h,he,he->", weights, block.b_V.repeat_interleave(block.group, 0), reads)
         if block.norm1.bias is not None:
             constants = constants + block.norm1.bias @ direction
-        children = [self._leaf(node, float(v), depth) for (node, _), v in zip(named, values, strict=True)]
+        children = [_leaf(node, float(v)) for (node, _), v in zip(named, values, strict=True)]
         children.sort(key=lambda child: -abs(child.value))
         shown, rest = children[: self.n_parts], children[self.n_parts :]
         shown = [self._expand(child, depth) for child in shown]
@@ -119,13 +120,12 @@ class TreeBuilder:
         shown.append(TreeNode("bias", "value and norm biases", float(constants)))
         return TreeNode("source", f"source {s}", value, layer, s, None, tuple(shown), value)
 
-    def _leaf(self, node: TreeNode, value: float, depth: int) -> TreeNode:
-        return TreeNode(node.kind, node.label, value, node.layer, node.position, node.index)
-
     def _expand(self, node: TreeNode, depth: int) -> TreeNode:
         if node.kind != "attention latent" or depth < 2:
             return node
-        assert node.layer is not None and node.position is not None and node.index is not None, "an unaddressed latent"
+        assert node.layer is not None, "a latent without a layer"
+        assert node.position is not None, "a latent without a position"
+        assert node.index is not None, "a latent without a number"
         below = self.latent(node.layer, node.position, node.index, depth - 1)
         label = f"{node.label} = {below.value:.4f} times its write"
         return TreeNode(
@@ -141,6 +141,12 @@ class TreeBuilder:
             found += self._attention_parts(below, s)
             found += self._mlp_parts(below, s)
         return found
+
+    def _mlp_input(self, layer: int) -> Float[Tensor, "t d"]:
+        """What the transcoder of a layer sees."""
+        state = self.states[layer]
+        before = state.residual if self.parts.parallel else state.residual + state.attention
+        return self.transcoders[layer].input(self.parts.layers[layer].norm2, before[0]).float()
 
     def _attention_parts(self, layer: int, s: int) -> list[tuple[TreeNode, Float[Tensor, " d"]]]:
         block, state = self.parts.layers[layer], self.states[layer]
@@ -168,7 +174,7 @@ class TreeBuilder:
         out = self.states[layer].mlp[0, s]
         if layer not in self.transcoders:
             return [(TreeNode("mlp", f"MLP {layer} at {s}", 0.0, layer, s), out)]
-        transcoder, code = self.transcoders[layer], self._mlp_codes[layer][s]
+        transcoder, code = self.transcoders[layer].transcoder, self._mlp_codes[layer][s]
         scale = float(getattr(transcoder, "input_scale", 1.0))
         found = []
         for i in code.nonzero()[:, 0].tolist():
@@ -176,6 +182,10 @@ class TreeBuilder:
             found.append((node, code[i] * transcoder.W_dec[i] / scale))
         written = (code / scale) @ transcoder.W_dec
         full: Any = transcoder
-        rebuilt = full(self.states[layer].mlp_input[0, s][None].float())[0]
+        rebuilt = full(self._mlp_input(layer)[s : s + 1])[0]
         found.append((TreeNode("mlp error", f"MLP {layer} error at {s}", 0.0, layer, s), out - rebuilt))
         return [*found, (TreeNode("bias", f"MLP {layer} bias", 0.0, layer, s), rebuilt - written)]
+
+
+def _leaf(node: TreeNode, value: float) -> TreeNode:
+    return TreeNode(node.kind, node.label, value, node.layer, node.position, node.index)

@@ -69,7 +69,7 @@ def transcoders(parts, zero=(), skip=False, reads="normalised"):
 
 @pytest.mark.parametrize(
     ("name", "skip", "reads"),
-    [("gpt2", False, "normalised"), ("llama", True, "normalised"), ("gpt2", True, "residual")],
+    [("gpt2", False, "normalised"), ("llama", True, "standardised"), ("gpt2", True, "residual")],
 )
 def test_adding_a_source_changes_every_target_by_its_edge(tiny, name, skip, reads):
     """The perturbation test: in the frozen model, source s added once more moves target t by exactly A[t, s]."""

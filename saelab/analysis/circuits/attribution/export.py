@@ -140,8 +140,8 @@ def save_graph(
     write_json(folder / "graph.json", graph_json(graph, slug, describe))
     note = (
         f"<p>Replacement {graph.replacement:.3f}, completeness {graph.completeness:.3f} (1: everything through tokens "
-        "and latents, 0: everything through transcoder errors). Attention patterns are held at the prompt's values: the "
-        "graph does not explain attention. Influence takes absolute values, so cancelling paths look important.</p>"
+        "and latents, 0: everything through transcoder errors). Attention patterns are held at the prompt's values: "
+        "the graph does not explain attention. Influence takes absolute values, so cancelling paths look important.</p>"
     )
     html = page(f"{graph.model}: {graph.prompt!r}", attribution_figure(graph, describe),
                 [("Scores", note), ("Nodes", table_html(graph.to_frame().head(200)))])  # fmt: skip

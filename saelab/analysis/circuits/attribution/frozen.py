@@ -8,7 +8,7 @@ that linear model is therefore not an approximation but the edge itself.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +25,21 @@ class TranscoderSite:
     """A transcoder and where it reads."""
 
     transcoder: Dictionary
-    reads: str
-    """``normalised``: after the MLP's norm (``ln2.hook_out``); ``residual``: before it (``hook_resid_mid``)."""
+    reads: Literal["normalised", "standardised", "residual"]
+    """``normalised``: what the MLP reads (``ln2.hook_out``); ``standardised``: the same before the norm's weight and
+    bias (``ln2.hook_normalized``); ``residual``: before the norm (``hook_resid_mid``)."""
+
+    def sees(self, norm: Norm, residual: Float[Tensor, "*n d"], scale: Tensor) -> Float[Tensor, "*n d"]:
+        """Linear part of what the transcoder sees of the residual stream before the MLP's norm."""
+        if self.reads == "residual":
+            return residual
+        return norm.linear(residual, scale) if self.reads == "normalised" else norm.centre(residual) / scale
+
+    def input(self, norm: Norm, residual: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        """What the transcoder sees in the running model."""
+        if self.reads == "normalised":
+            return norm(residual)
+        return self.sees(norm, residual, norm.scale(residual))
 
 
 class FrozenModel:
@@ -64,7 +77,7 @@ class FrozenModel:
             self.before.append(before)
             self.scales1.append(layer.norm1.scale(state.residual[0]))
             self.scales2.append(layer.norm2.scale(before))
-            x = state.mlp_input[0] if t.reads == "normalised" else before
+            x = t.input(layer.norm2, before)
             full: Any = t.transcoder
             self.codes.append(t.transcoder.encode(x.float()).positive().to_dense())
             self.errors.append(state.mlp[0] - full(x.float()))
@@ -102,7 +115,7 @@ class FrozenModel:
             middle = residual + torch.einsum("khte,hed->ktd", z, layer.W_O)
             before = residual if parts.parallel else middle
             t = self.transcoders[n]
-            x = layer.norm2.linear(before, self.scales2[n]) if t.reads == "normalised" else before
+            x = t.sees(layer.norm2, before, self.scales2[n])
             seen.append(x)
             skip = getattr(t.transcoder, "W_skip", None)
             residual = middle + writes[1 + n]

@@ -226,6 +226,5 @@ class _Sources:
             logits = frozen.logits[node.position].double()
             return float(logits[node.index] - logits.mean())
         t = frozen.transcoders[node.layer]
-        state = frozen.states[node.layer]
-        x = state.mlp_input[0, node.position] if t.reads == "normalised" else frozen.before[node.layer][node.position]
+        x = t.input(frozen.parts.layers[node.layer].norm2, frozen.before[node.layer][node.position])
         return float(x.double() @ frozen.reads(node.layer)[node.index].double())

@@ -1,8 +1,8 @@
 """Feature circuits: the nodes of large effect, their edges, and what the model still does with those nodes alone.
 
-Faithfulness of a set C of nodes is ``(m(C) - m(nothing)) / (m(model) - m(nothing))``, where every node outside C has its
-mean over the corrupted prompts (at its position where the prompts are aligned). Completeness is the same formula for
-everything but C: near 0 when nothing of the task is left outside.
+Faithfulness of a set C of nodes is ``(m(C) - m(nothing)) / (m(model) - m(nothing))``, where every node outside C has
+its mean over the corrupted prompts at its position. Completeness is the same formula for everything but C: near 0 when
+nothing of the task is left outside.
 """
 
 from collections.abc import Sequence
@@ -156,7 +156,7 @@ def find_feature_circuit(
     levels = thresholds if thresholds is not None else np.geomspace(1e-3, 1, 8)
     judge = Judge(heldout, errors)
     generator = torch.Generator().manual_seed(seed)
-    curve = [_point(judge, table, float(level), largest, aggregation, generator) for level in levels]
+    curve = [_point(judge, table, float(level), largest, generator) for level in levels]
     return FeatureCircuit(
         model=runner.model.name,
         task=runner.batch.name,
@@ -243,13 +243,8 @@ class Judge:
         return (self.score(masks) - self.empty) / (self.full - self.empty)
 
 
-def _point(
-    judge: Judge, table: Table, level: float, largest: float, aggregation: Aggregation, generator: torch.Generator
-) -> CurvePoint:
+def _point(judge: Judge, table: Table, level: float, largest: float, generator: torch.Generator) -> CurvePoint:
     masks = {site: values.abs() >= max(level * largest, 1e-12) for site, values in table.items()}
-    if aggregation == "none":
-        length = judge.runner.batch.clean.shape[1]
-        assert all(mask.shape[0] == length for mask in masks.values()), "held-out prompts of another length"
     n = int(sum(mask.sum() for mask in masks.values()))
     random = np.mean([judge.faithfulness(_shuffled(table, n, generator)) for _ in range(3)])
     return CurvePoint(

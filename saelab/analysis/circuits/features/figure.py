@@ -51,8 +51,8 @@ def feature_report(circuit: "FeatureCircuit", describe: Describe | None = None) 
     """Return a self-contained HTML page about a feature circuit."""
     about = (
         f"<p>{circuit.task} on {circuit.model}: metric {circuit.metric}, effects by {circuit.method}, other values "
-        f"{circuit.patch}, errors {circuit.errors}; {circuit.n_prompts} prompts, judged on {circuit.n_heldout} held-out "
-        "ones. Nodes outside a circuit have their mean over corrupted prompts. Triangles are SAE errors.</p>"
+        f"{circuit.patch}, errors {circuit.errors}; {circuit.n_prompts} prompts, judged on {circuit.n_heldout} "
+        "held-out ones. Nodes outside a circuit have their mean over corrupted prompts. Triangles are SAE errors.</p>"
     )
     frame = circuit.to_frame()
     if describe is not None:
