@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> None:
             pairs = torch.randint(len(bench.x), (2, FEATURES), generator=g)
             differences = bench.x[pairs[0]] - bench.x[pairs[1]]
             for name, directions in (("random", random), ("token differences", differences)):
-                row = {"kind": "steer", "name": name, "k": None, "seed": seed}
+                row: dict[str, Any] = {"kind": "steer", "name": name, "k": None, "seed": seed}
                 append_row(args.results, {**row, **bench.steer(directions)})
         for k in KS:
             if ("sae", k, seed) in done:
@@ -178,7 +178,13 @@ def run(args: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 saes = train(bench.opened, k, seed, args.lr, Path(folder) / "fit")
             for beta, sae in saes.items():
-                row = {"kind": "sae", "k": k, "seed": seed, "beta": beta, "tokens": bench.opened.subject.tokens}
+                row: dict[str, Any] = {
+                    "kind": "sae",
+                    "k": k,
+                    "seed": seed,
+                    "beta": beta,
+                    "tokens": bench.opened.subject.tokens,
+                }
                 usage = measure(sae, bench.heldout, ce=False)
                 row |= {"dead": usage["dead"], "underused": usage["underused"], "lr": args.lr}
                 row |= bench.steer(bench.alive(sae, seed))

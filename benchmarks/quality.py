@@ -117,9 +117,8 @@ class Lane:
         fitted = fit(runs, stream, out / time.strftime("%H%M%S"))
         seconds = (time.perf_counter() - start) / len(runs)
         for row, result in zip(rows, fitted, strict=True):
-            more = {"seconds": seconds, "train_fvu": result.metrics["fvu"], "dead_in_training": result.metrics}
-            more["dead_in_training"] = result.metrics["dead_fraction"]
-            yield row, load_sae(result.path), {**more, "folder": str(result.path)}
+            metrics = {"train_fvu": result.metrics["fvu"], "dead_in_training": result.metrics["dead_fraction"]}
+            yield row, load_sae(result.path), {"seconds": seconds, **metrics}
 
     def peer(
         self, variant: Variant, seed: int, rows: list[dict[str, Any]], out: Path
@@ -129,7 +128,8 @@ class Lane:
         activations = self.work / "x.safetensors"
         if not activations.is_file():
             x = self.opened.train.read_rows(self.subject.site, torch.arange(self.opened.train.n_rows))
-            save_file({"x": x.float()}, activations)
+            save_file({"x": x.float()}, activations.with_suffix(".part"))
+            activations.with_suffix(".part").rename(activations)
         jobs = [
             {
                 "arch": variant.name,
@@ -159,7 +159,7 @@ class Lane:
         for row, line in zip(rows, process.stdout, strict=False):
             answer = json.loads(line)
             sae = import_sae(answer["checkpoint"])
-            yield row, sae, {"seconds": answer["seconds"], "version": answer["version"], "folder": answer["checkpoint"]}
+            yield row, sae, {"seconds": answer["seconds"], "version": answer["version"]}
         if process.wait():
             raise SystemExit(f"{variant.label} failed; see {out / 'log.txt'}")
 

@@ -13,7 +13,7 @@ there is not made again.
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from saelab.training import FitConfig, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recovery.jsonl"
-FIXTURES = {"superpos": superpos, "zipf": zipf, "hier": hier}
+FIXTURES: dict[str, Callable[..., Planted]] = {"superpos": superpos, "zipf": zipf, "hier": hier}
 TOKENS, TEST_TOKENS, BATCH, STEPS = 40_960, 8_192, 512, 1000
 SWEEP_SEED = 100
 LRS = (3e-3, 1e-2)
@@ -78,13 +78,13 @@ def train(
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for choice, result in zip(chosen, fit(runs, stream, Path(folder) / "fit"), strict=True):
-            sae = load_sae(result.path)
+            fitted = load_sae(result.path)
             with torch.no_grad():
-                code = sae.encode(test_on.x.float())
-                error = (test_on.x - sae.decode(code)).square().sum()
+                code = fitted.encode(test_on.x.float())
+                error = (test_on.x - fitted.decode(code)).square().sum()
             spread = (test_on.x - test_on.x.mean(0)).square().sum()
             measured = {"fvu": float(error / spread), "l0": float(code.l0().double().mean())}
-            found.append({**choice, **measured, **recovery(sae.W_dec, train_on.features).to_dict()})
+            found.append({**choice, **measured, **recovery(fitted.W_dec, train_on.features).to_dict()})
     return found
 
 
@@ -129,8 +129,8 @@ def run(args: argparse.Namespace) -> None:
         done = {(r["fixture"], r["variant"], r["seed"]) for r in read_rows(args.results)}
         for seed in args.seeds:
             if (fixture, "random rows", seed) not in done:
-                rows = torch.randn(train_on.features.shape, generator=torch.Generator().manual_seed(seed))
-                append_row(args.results, {**row, "seed": seed, **recovery(rows, train_on.features).to_dict()})
+                chance = torch.randn(train_on.features.shape, generator=torch.Generator().manual_seed(seed))
+                append_row(args.results, {**row, "seed": seed, **recovery(chance, train_on.features).to_dict()})
 
 
 def tables(rows: list[dict[str, Any]]) -> str:

@@ -79,8 +79,8 @@ def hier(  # noqa: PLR0917
 
 
 def _unit(n: int, d: int) -> Float[Tensor, "n d"]:
-    features = torch.randn(n, d, generator=torch.Generator().manual_seed(FEATURE_SEED))
-    return features / features.norm(dim=1, keepdim=True)
+    features: Tensor = torch.randn(n, d, generator=torch.Generator().manual_seed(FEATURE_SEED))
+    return features.div_(features.norm(dim=1, keepdim=True))
 
 
 def _random(tokens: int, d: int, p: Float[Tensor, " n"], seed: int) -> Planted:
