@@ -88,6 +88,7 @@ def test_report_holds_every_figure_and_reaches_nothing(result, ladder):
     for name in result.figures():
         assert f'id="f-{name}"' in page
     assert "Plotly.newPlot" in page
+    assert "<th>with true introduced</th>" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
     assert "@import" not in page.split("<script>")[0]
     assert "cdn.plot.ly" not in page.split("</script>")[-1]

@@ -3,6 +3,8 @@
 from html import escape
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from saelab.analysis.dark_matter.figures import figures
 from saelab.analysis.html import page, table
 
@@ -63,6 +65,7 @@ SECTIONS: dict[str, tuple[str, str]] = {
         "FVU of equal SAEs trained on each part; grey: trained on Gaussian noise of that part's covariance.",
     ),
 }
+TRUE = ("absent", "introduced")
 TABLES = ("token_scaling", "pursuit", "earlier", "error_saes", "downstream")
 
 
@@ -87,6 +90,9 @@ def report_html(result: "DarkMatter") -> str:
         title, text = SECTIONS[name]
         body.append(f"<h2>{escape(title)}</h2><p>{escape(text)}</p>")
         body.append(figure.to_html(full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=f"f-{name}"))
+        if name == "introduced" and result.introduced is not None:
+            together = pd.DataFrame(result.introduced.correlation).T.reset_index(names="correlation of estimated")
+            body.append(table(together.rename(columns=lambda c: f"with true {c}" if c in TRUE else c)))
         if name in TABLES:
             body.append(table(tables[name]))
     body.append("<h2>Every SAE</h2>" + table(result.to_frame().set_index("name").T.reset_index(names="")))
