@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -126,7 +127,8 @@ class Components:
         scores = q @ k.transpose(-1, -2) / self.d_head**0.5
         length = scores.shape[-1]
         future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-        return scores.masked_fill(future, -torch.inf).softmax(-1)
+        attention: Tensor = scores.masked_fill(future, -torch.inf).softmax(-1)
+        return attention
 
     def heads(
         self, layer: Layer, pattern: Float[Tensor, "h b t s"], v: Float[Tensor, "g b s e"]
@@ -196,7 +198,7 @@ def _rms_norm(module: Any) -> Norm:
 
 def _per_head(weight: Tensor, n: int) -> Tensor:
     """(n * e, d) of a Linear -> (n, d, e)."""
-    return weight.unflatten(0, (n, -1)).transpose(1, 2)
+    return rearrange(weight, "(n e) d -> n d e", n=n)
 
 
 def _gpt2(plain: Any) -> Parts:
@@ -230,14 +232,14 @@ def _llama(plain: Any) -> Parts:
     layers = []
     for block in core.layers:
         attn = block.self_attn
-        parts = []
+        parts: list[Tensor] = []
         for module, n in zip((attn.q_proj, attn.k_proj, attn.v_proj), sizes, strict=True):
             bias = module.bias if module.bias is not None else module.weight.new_zeros(module.weight.shape[0])
             parts += [_per_head(module.weight, n), bias.unflatten(0, (n, -1))]
         W_O = attn.o_proj.weight.T.unflatten(0, (sizes[0], -1))
         b_O = attn.o_proj.bias if attn.o_proj.bias is not None else W_O.new_zeros(W_O.shape[2])
         norms = (_rms_norm(block.input_layernorm), _rms_norm(block.post_attention_layernorm))
-        layers.append(Layer(norms[0], *parts, W_O, b_O, norms[1], block.mlp))
+        layers.append(_layer(norms, parts, W_O, b_O, block.mlp))
     return core.embed_tokens.weight, None, layers, _rms_norm(core.norm), (plain.lm_head.weight, None)
 
 
@@ -254,7 +256,7 @@ def _neox(plain: Any) -> Parts:
         W_O = dense.weight.T.unflatten(0, (n, -1))
         b_O = dense.bias if dense.bias is not None else W_O.new_zeros(W_O.shape[2])
         norms = (_layer_norm(block.input_layernorm), _layer_norm(block.post_attention_layernorm))
-        layers.append(Layer(norms[0], *parts, W_O, b_O, norms[1], block.mlp))
+        layers.append(_layer(norms, parts, W_O, b_O, block.mlp))
     return (
         core.embed_in.weight,
         None,
@@ -262,6 +264,12 @@ def _neox(plain: Any) -> Parts:
         _layer_norm(core.final_layer_norm),
         (plain.get_output_embeddings().weight, None),
     )
+
+
+def _layer(norms: tuple[Norm, Norm], parts: list[Tensor], W_O: Tensor, b_O: Tensor, mlp: nn.Module) -> Layer:
+    """A block from its norms, its (weight, bias) of q, k and v, and the rest."""
+    W_Q, b_Q, W_K, b_K, W_V, b_V = parts
+    return Layer(norms[0], W_Q, b_Q, W_K, b_K, W_V, b_V, W_O, b_O, norms[1], mlp)
 
 
 def _rotary(plain: Any) -> Any:

@@ -1,6 +1,7 @@
 """Circuits: a task and a model by name in, a result of :mod:`saelab.analysis.circuits` out."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,8 @@ from pydantic import Field
 
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
+
+_METHODS = ("codes", "patching", "patching-nodes", "acdc", "eap", "eap-ig", "dfa")
 
 
 class TaskJob(Config):
@@ -78,9 +81,6 @@ class FindJob(TaskJob):
     """Midpoints of EAP-IG."""
     n_random: int = Field(default=20, ge=1)
     """Random circuits with as many edges to compare with."""
-
-
-_METHODS = ("codes", "patching", "patching-nodes", "acdc", "eap", "eap-ig", "dfa")
 
 
 def open_model(name: str, device: str = "cpu") -> Any:
@@ -200,9 +200,31 @@ def run_find(job: FindJob, out: str | Path | None = None, *, force: bool = False
     return circuit
 
 
+@dataclass(frozen=True, eq=False)
+class CircuitFolder:
+    """What is in a folder of kind ``circuit``, whatever its content: for the app and notebooks."""
+
+    manifest: dict[str, Any]
+    """``content`` says ``edges``, ``features`` or ``attribution``."""
+    data: dict[str, Any]
+    """``circuit.json`` or ``graph.json``."""
+    figure: Any
+    """Plotly figure of the graph."""
+
+
+def open_circuit(folder: str | Path) -> CircuitFolder:
+    """Read a circuit folder of any content."""
+    from saelab.analysis.circuits.figure import read_figure
+    from saelab.core.artifacts import read_json, read_manifest
+
+    manifest = read_manifest(folder, "circuit")
+    name = "graph.json" if manifest.get("content") == "attribution" else "circuit.json"
+    return CircuitFolder(manifest, read_json(Path(folder) / name), read_figure(folder))
+
+
 def _range(runner: Any) -> float:
     """What removing every edge does to the metric: the unit of tau."""
-    found = abs(float(runner.scores(runner.graph.valid[None])[0]) - runner.clean_score)
+    found: float = abs(float(runner.scores(runner.graph.valid[None])[0]) - runner.clean_score)
     if found == 0:
         raise ConfigError(
             f"removing every edge does not change {runner.setting.metric}; choose another metric or ablation"

@@ -131,9 +131,11 @@ def run_features(job: FeaturesJob, out: str | Path | None = None, *, force: bool
     )
     is_file = Path(job.task).suffix in (".csv", ".json", ".jsonl")
     metric = job.metric or ("logit_diff" if is_file else load_task(job.task).metric)
-    batches = [task_batch(job.task, model, n, job.seed, split)
-               for n, split in ((job.n, "train"), (job.n_heldout, "heldout"))]  # type: ignore[arg-type]  # fmt: skip
-    runners = [FeatureRunner(model, dictionaries, batch, metric, job.patch) for batch in batches]  # type: ignore[arg-type]
+    batches = (
+        task_batch(job.task, model, job.n, job.seed, "train"),
+        task_batch(job.task, model, job.n_heldout, job.seed, "heldout"),
+    )
+    runners = [FeatureRunner(model, dictionaries, batch, metric, job.patch) for batch in batches]
     circuit = find_feature_circuit(
         runners[0],
         runners[1],
@@ -153,7 +155,8 @@ def run_features(job: FeaturesJob, out: str | Path | None = None, *, force: bool
 
 def save_feature_circuit(circuit: Any, folder: str | Path, tokens: Mapping[str, list[str]]) -> Path:
     """Write ``circuit.json``, ``report.html`` and a manifest of kind ``circuit`` (content ``features``)."""
-    from saelab.analysis.circuits.features.figure import feature_report
+    from saelab.analysis.circuits.features.figure import feature_figure, feature_report
+    from saelab.analysis.circuits.figure import write_pages
     from saelab.core.artifacts import prepare_output, write_json, write_manifest
 
     def describe(site: str, index: int) -> str:
@@ -163,7 +166,8 @@ def save_feature_circuit(circuit: Any, folder: str | Path, tokens: Mapping[str, 
     folder = prepare_output(folder, force=True)
     data = circuit.to_dict()
     write_json(folder / "circuit.json", data)
-    (folder / "report.html").write_text(feature_report(circuit, describe if tokens else None), encoding="utf-8")
+    about = describe if tokens else None
+    write_pages(folder, feature_report(circuit, about), feature_figure(circuit, about))
     keys = ("model", "task", "sites", "method", "metric", "patch", "errors", "threshold", "n_prompts", "n_heldout")
     write_manifest(folder, "circuit", {"content": "features", **{key: data[key] for key in keys}})
     return folder
@@ -178,7 +182,7 @@ def top_tokens(stores: list[str], n: int = 3) -> dict[str, list[str]]:
     for path in stores:
         store = open_features(path)
         texts = []
-        for feature in range(store.d_sae):
+        for feature in range(store.n_features):
             contexts = top_contexts(store, feature, n)
             peaks = dict.fromkeys(context.tokens[context.peak] for context in contexts)
             texts.append(" ".join(repr(peak) for peak in peaks))

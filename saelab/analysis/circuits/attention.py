@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -72,14 +73,16 @@ def attention_layer(site: str) -> int:
 
 def head_weights(sae: Dictionary, n_heads: int) -> Float[Tensor, "f h"]:
     """Share of each head in the norm of a latent's write direction; rows sum to 1."""
-    norms = sae.W_dec.detach().float().unflatten(1, (n_heads, -1)).norm(dim=2)
-    return norms / norms.sum(1, keepdim=True).clamp_min(1e-30)
+    norms = rearrange(sae.W_dec.detach().float(), "f (h e) -> f h e", h=n_heads).norm(dim=2)
+    shares: Tensor = norms / norms.sum(1, keepdim=True).clamp_min(1e-30)
+    return shares
 
 
 def read_direction(sae: Dictionary, feature: int, n_heads: int) -> Float[Tensor, "h e"]:
     """A latent's read direction on raw activations, by head."""
     scale = float(getattr(sae, "input_scale", 1.0))
-    return sae.W_enc.detach().float()[:, feature].unflatten(0, (n_heads, -1)) * scale
+    reads: Tensor = rearrange(sae.W_enc.detach().float()[:, feature], "(h e) -> h e", h=n_heads) * scale
+    return reads
 
 
 def constant(sae: Dictionary, feature: int) -> float:
@@ -91,7 +94,9 @@ def constant(sae: Dictionary, feature: int) -> float:
 
 def head_activation(state: LayerState, sae: Dictionary, feature: int, n_heads: int) -> Float[Tensor, "b t h"]:
     """Share of each head in a latent's pre-activation at each position; their sum + :func:`constant` is that."""
-    return (state.z.float().unflatten(2, (n_heads, -1)) * read_direction(sae, feature, n_heads)).sum(-1)
+    by_head = rearrange(state.z.float(), "b t (h e) -> b t h e", h=n_heads)
+    terms: Tensor = (by_head * read_direction(sae, feature, n_heads)).sum(-1)
+    return terms
 
 
 def source_attribution(state: LayerState, sae: Dictionary, feature: int) -> Float[Tensor, "h b t s"]:

@@ -158,13 +158,14 @@ def random_circuits(graph: EdgeGraph, n_edges: int, n: int, seed: int) -> Bool[n
 
 
 def save_circuit(circuit: Circuit, folder: str | Path, *, force: bool = False) -> Path:
-    """Write a circuit folder: ``circuit.json``, ``report.html``, and a manifest of kind ``circuit``."""
+    """Write a circuit folder: ``circuit.json``, ``report.html``, ``figure.json``, and a manifest of kind ``circuit``."""
+    from saelab.analysis.circuits.figure import write_pages
     from saelab.analysis.circuits.report import circuit_report
 
     folder = prepare_output(folder, force=force)
     data = circuit.to_dict()
     write_json(folder / "circuit.json", data)
-    (folder / "report.html").write_text(circuit_report(circuit), encoding="utf-8")
+    write_pages(folder, circuit_report(circuit), circuit.plot())
     summary = ("model", "model_fingerprint", "task", "method", "setting", "n_edges", "share", "faithfulness")
     write_manifest(folder, KIND, {"content": "edges", **{key: data[key] for key in summary}})
     return folder

@@ -161,7 +161,7 @@ def run_method(
 def _reference(runner: EdgeRunner, scores: EdgeScores, share: float) -> tuple[Bool[np.ndarray, "r w"], str]:
     assert scores.edges is not None, "activation patching scores edges"
     everything = abs(float(runner.scores(runner.graph.valid[None])[0]) - runner.clean_score)
-    edges = np.nan_to_num(np.abs(scores.edges)) > share * everything
+    edges: np.ndarray = np.nan_to_num(np.abs(scores.edges)) > share * everything
     return edges, f"activation patching: edges that move {runner.setting.metric} by more than {share:.0%} of all"
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as escape_html
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saelab.analysis.figures import BLUE, VERMILLION, escape, template
+from saelab.core.artifacts import atomic_writer
+from saelab.core.errors import MissingFileError
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -197,6 +200,25 @@ def page(title: str, figure: "Figure", sections: Sequence[tuple[str, str]]) -> s
         f'content="width=device-width,initial-scale=1"><title>{escape_html(title)}</title><style>{_STYLE}</style></head>'
         f"<body><h1>{escape_html(title)}</h1>{body}{parts}</body></html>\n"
     )
+
+
+def write_pages(folder: Path, html: str, figure: "Figure") -> None:
+    """Write ``report.html`` and ``figure.json``, which :func:`read_figure` reads."""
+    with atomic_writer(folder / "report.html") as file:
+        file.write(html.encode())
+    with atomic_writer(folder / "figure.json") as file:
+        file.write(str(figure.to_json()).encode())
+
+
+def read_figure(folder: str | Path) -> "Figure":
+    """Return the figure of a circuit folder of any content."""
+    from plotly import io
+
+    path = Path(folder) / "figure.json"
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; is {folder} a circuit folder, written completely?")
+    figure: Figure = io.from_json(path.read_text(encoding="utf-8"))
+    return figure
 
 
 def table_html(frame: Any) -> str:

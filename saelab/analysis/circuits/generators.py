@@ -85,7 +85,7 @@ class _Slots:
         name, number = match[1], int(match[2])
         if name not in self._order or number > len(self._order[name]):
             raise ConfigError(f"task {self._spec.name}: slot {match[0]} has no list or too short a one")
-        return self._spec.lists[name][self._order[name][number - 1]]
+        return self._spec.lists[name][int(self._order[name][number - 1])]
 
 
 def greater_than(spec: TaskSpec, vocabulary: Sequence[int], generator: np.random.Generator) -> Prompt:

@@ -149,11 +149,12 @@ class EdgeGraph:
         chosen[list(writers)] = True
         chosen[: self.n_embeddings] = True
         reads = np.array([not r.owners or any(chosen[w] for w in r.owners) for r in self.readers])
-        return self.valid & reads[:, None] & chosen[None]
+        found: np.ndarray = self.valid & reads[:, None] & chosen[None]
+        return found
 
     def connected(self, mask: Bool[np.ndarray, "r w"]) -> Bool[np.ndarray, "r w"]:
         """Drop edges from parts that read nothing in the circuit, and into parts that nothing in it reads."""
-        mask = mask & self.valid
+        mask = np.asarray(mask & self.valid)
         while True:
             fed = np.zeros(len(self.writers), bool)
             fed[: self.n_embeddings] = True
@@ -162,7 +163,7 @@ class EdgeGraph:
                     fed[list(reader.owners)] = True
             used = mask.any(0)
             needed = np.array([not r.owners or bool(used[list(r.owners)].any()) for r in self.readers])
-            kept = mask & fed[None] & needed[:, None]
+            kept: np.ndarray = mask & fed[None] & needed[:, None]
             if (kept == mask).all():
                 return kept
             mask = kept
@@ -173,7 +174,8 @@ class EdgeGraph:
 
     def node_scores(self, scores: Float[np.ndarray, "r w"]) -> Float[np.ndarray, " w"]:
         """Score of each writer: the largest absolute score among the edges that leave it."""
-        return np.where(self.valid, np.abs(scores), 0).max(0)
+        found: np.ndarray = np.where(self.valid, np.abs(scores), 0).max(0)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -170,7 +170,7 @@ class _Run:
         if self.removed is not None:
             n = outputs.shape[0]
             other = self.runner.other[self.n_written : self.n_written + n]
-            split = outputs.unflatten(1, (self.k, self.b))
+            split = outputs.reshape(n, self.k, self.b, *outputs.shape[2:])
             self.differences += ((split - other[:, None]) * self.runner.where).unbind(0)
             self.n_written += n
 

@@ -111,7 +111,8 @@ def faithfulness(runner: EdgeRunner, circuits: Bool[np.ndarray, "*k r w"]) -> Fl
             f"removing every edge leaves {runner.setting.metric} at {empty:.3g}: faithfulness has nothing to measure; "
             "choose another metric or ablation"
         )
-    return (values[:-1] - empty) / (full - empty)
+    found: np.ndarray = (values[:-1] - empty) / (full - empty)
+    return found
 
 
 def top_edges(graph: EdgeGraph, scores: Float[np.ndarray, "r w"], n: int) -> Bool[np.ndarray, "r w"]:

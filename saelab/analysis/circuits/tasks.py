@@ -6,7 +6,7 @@ to one of two splits by a hash of its clean side, so that what was found on one 
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,13 +102,13 @@ class TaskBatch:
     def at(self, rows: slice | Int[Tensor, " m"]) -> "TaskBatch":
         """Some of the prompts."""
         texts = tuple(self.texts[i] for i in torch.arange(len(self))[rows].tolist()) if self.texts else ()
-        parts = (self.clean, self.corrupted, self.readout, self.right, self.wrong)
-        return TaskBatch(self.name, *(part[rows] for part in parts), dropped=0, texts=texts)
+        clean, corrupted, readout = self.clean[rows], self.corrupted[rows], self.readout[rows]
+        return TaskBatch(self.name, clean, corrupted, readout, self.right[rows], self.wrong[rows], texts=texts)
 
     def to(self, device: Any) -> "TaskBatch":
         """The same on another device."""
-        parts = (self.clean, self.corrupted, self.readout, self.right, self.wrong)
-        return TaskBatch(self.name, *(part.to(device) for part in parts), dropped=self.dropped, texts=self.texts)
+        tensors = ("clean", "corrupted", "readout", "right", "wrong")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 def task_names() -> list[str]:

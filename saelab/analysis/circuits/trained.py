@@ -65,7 +65,7 @@ def train_induction(folder: str | Path, steps: int = 1500, seed: int = 0) -> Pat
             logits = model(tokens, use_cache=False).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             bar.advance(1)
             bar.note(f"loss {float(loss.detach()):.3f}")

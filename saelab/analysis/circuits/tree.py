@@ -153,7 +153,7 @@ class TreeBuilder:
         z = state.z[0, s]
         bias = TreeNode("bias", f"attention {layer} bias", 0.0, layer, s)
         if layer not in self.saes:
-            heads = torch.einsum("he,hed->hd", z.unflatten(0, (self.parts.n_heads, -1)), block.W_O)
+            heads = torch.einsum("he,hed->hd", z.view(self.parts.n_heads, -1), block.W_O)
             nodes = [(TreeNode("head", f"head {layer}.{h} at {s}", 0.0, layer, s, h), v) for h, v in enumerate(heads)]
             return [*nodes, (bias, block.b_O)]
         sae, W_O = self.saes[layer], block.W_O.flatten(0, 1)

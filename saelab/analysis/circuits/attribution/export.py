@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saelab.analysis.circuits.attribution.graph import AttributionGraph, GraphNode
-from saelab.analysis.circuits.figure import FigureEdge, FigureNode, graph_figure, page, table_html
+from saelab.analysis.circuits.figure import FigureEdge, FigureNode, graph_figure, page, table_html, write_pages
 from saelab.core.artifacts import prepare_output, write_json, write_manifest
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def save_graph(
     )
     html = page(f"{graph.model}: {graph.prompt!r}", attribution_figure(graph, describe),
                 [("Scores", note), ("Nodes", table_html(graph.to_frame().head(200)))])  # fmt: skip
-    (folder / "report.html").write_text(html, encoding="utf-8")
+    write_pages(folder, html, attribution_figure(graph, describe))
     summary: Mapping[str, Any] = {
         "content": "attribution",
         "model": graph.model,

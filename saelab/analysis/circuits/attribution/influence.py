@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Float64
 def normalised(adjacency: Float[np.ndarray, "n n"]) -> Float64[np.ndarray, "n n"]:
     """Absolute adjacency (target, source) with rows that sum to 1 (or to 0)."""
     size = np.abs(adjacency).astype(np.float64)
-    return size / np.maximum(size.sum(1, keepdims=True), 1e-10)
+    shares: np.ndarray = size / np.maximum(size.sum(1, keepdims=True), 1e-10)
+    return shares
 
 
 def influence(adjacency: Float[np.ndarray, "n n"], weights: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:

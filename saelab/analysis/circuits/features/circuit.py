@@ -229,7 +229,8 @@ class Judge:
             latents = torch.where(keep, coded.latents, mean)
             error = torch.where(self._keeps_error(mask).to(x.device), coded.error, mean_error)
             step = (latents - coded.latents) @ d.rows + error - coded.error
-            return x + (step * self.runner.valid).to(x.dtype)
+            spliced: Tensor = x + (step * self.runner.valid).to(x.dtype)
+            return spliced
 
         return visit
 
@@ -262,5 +263,8 @@ def _shuffled(table: Table, n: int, generator: torch.Generator) -> dict[str, Boo
     places = flat.nonzero()[:, 0]
     chosen = torch.zeros_like(flat)
     chosen[places[torch.randperm(len(places), generator=generator)[:n].to(places.device)]] = True
-    sizes = [values.numel() for values in table.values()]
-    return {s: part.view(table[s].shape) for s, part in zip(table, chosen.split(sizes), strict=True)}
+    found, start = {}, 0
+    for site, values in table.items():
+        found[site] = chosen[start : start + values.numel()].view(values.shape)
+        start += values.numel()
+    return found

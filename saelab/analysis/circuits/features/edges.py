@@ -35,19 +35,19 @@ def feature_edges(
         if not later:
             continue
         if last:
-            gradients = torch.autograd.grad(total, [leaves[s] for s in later], allow_unused=True, retain_graph=True)
+            gradients = torch.autograd.grad(
+                total, [leaves[s] for s in later], retain_graph=True, materialize_grads=True
+            )
         else:
             direction = _read_direction(runner, effects, node)
             gradients = torch.autograd.grad(
                 incoming[node.site],
                 [leaves[s] for s in later],
                 direction.to(incoming[node.site].dtype),
-                allow_unused=True,
                 retain_graph=True,
+                materialize_grads=True,
             )
         for site, gradient in zip(later, gradients, strict=True):
-            if gradient is None:
-                continue
             for source in (u for u in nodes if u.site == site):
                 weight = _weight(runner, source, gradient.float())
                 if abs(weight) > threshold:

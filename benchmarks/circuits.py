@@ -1,0 +1,94 @@
+"""Circuit methods side by side, and the circuits that the docs tell of.
+
+    python benchmarks/circuits.py table    # seconds, AUC, faithfulness, CPR, CMD of every method; the codes' null
+    python benchmarks/circuits.py embedded # circuits of the embedded model, with random circuits beside them
+
+All methods of a row see the same prompts on the same machine, one after another. Writes one JSON object per line.
+"""
+
+import argparse
+import json
+import math
+import sys
+
+import numpy as np
+import torch
+
+from saelab.core.progress import set_progress
+from saelab.workflows.circuits import CompareJob, FindJob, HeadsJob, open_model, run_compare, run_find, run_heads
+
+TABLE = (
+    CompareJob(task="trigger", model="hand-induction", ablation="zero", metric="kl", pooling="each", l1=0.005, n=128,
+               methods=["codes", "patching", "patching-nodes", "acdc", "eap-ig", "dfa"]),
+    CompareJob(task="trigger", model="induction-trained", pooling="each", l1=0.005, n=128),
+    CompareJob(task="recall", model="embedded", pooling="last", n=250),
+    CompareJob(task="bracket", model="embedded", pooling="last", n=250),
+)  # fmt: skip
+"""Rows of the table; 250 prompts of each class is what the discrete-code paper uses."""
+
+
+def table(scale: float) -> None:
+    """Print one line for each method of each row."""
+    for job in TABLE:
+        n = max(12, round(job.n * scale))
+        found = run_compare(job.model_copy(update={"n": n, "n_heldout": min(n, 64)}))
+        seconds = {row.method: row.seconds for row in found.rows}
+        for row in found.rows:
+            ratio = seconds["acdc"] / row.seconds
+            data = {"model": job.model, "task": job.task, "n": n, **vars(row), "acdc_seconds_over_this": ratio}
+            print(json.dumps({key: None if _is_nan(value) else value for key, value in data.items()}), flush=True)
+        print(json.dumps({"model": job.model, "task": job.task, "truth": found.truth, "n_edges": found.n_edges,
+                          "n_true_edges": found.n_true_edges}), flush=True)  # fmt: skip
+    null()
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def null() -> None:
+    """AUC of the discrete codes on the models whose heads are known, true and shuffled labels."""
+    from saelab.analysis.circuits.scores import roc_auc
+    from saelab.analysis.circuits.trained import head_roles
+    from saelab.models.components import Components
+
+    roles = head_roles(Components(open_model("induction-trained")))
+    trained = {f"a0.h{h}" for h in np.flatnonzero(roles.previous[0] > 0.5)}
+    trained |= {f"a1.h{h}" for h in np.flatnonzero(roles.induction[1] > 0.5)}
+    for model, true in (("hand-induction", {"a0.h0", "a1.h0"}), ("induction-trained", trained)):
+        for pooling in ("each", "last", "mean", "max"):
+            found = run_heads(HeadsJob(task="trigger", model=model, pooling=pooling, l1=0.005, n=100))
+            truth = np.array([found.graph.writers[w] in true for w in found.graph.heads])
+            shuffled = float(np.mean([roc_auc(z, truth) for z in found.null_z]))
+            line = {"model": model, "pooling": pooling, "auc": roc_auc(found.z, truth), "auc_shuffled": shuffled}
+            print(
+                json.dumps({**line, "auc_counts": roc_auc(found.unique, truth), "seconds": found.seconds}), flush=True
+            )
+
+
+def embedded() -> None:
+    """Print the circuits of the embedded model's tasks by two methods."""
+    for task in ("recall", "bracket", "induction"):
+        for method in ("eap-ig", "acdc"):
+            circuit = run_find(FindJob(task=task, method=method, n=64, n_heldout=128, target=0.9))
+            random = circuit.random_faithfulness
+            line = {"task": task, "method": method, "edges": circuit.n_edges, "share": circuit.share}
+            line |= {"heads": circuit.heads, "mlps": circuit.mlps, "faithfulness": circuit.faithfulness}
+            line |= {"without": circuit.completeness, "random_mean": float(np.mean(random)), "random_best": max(random)}
+            print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["table", "embedded"])
+    parser.add_argument("--scale", type=float, default=1.0, help="prompts, as a share of the usual number")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    set_progress(False)
+    table(given.scale) if given.what == "table" else embedded()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
