@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import streamlit as st
-from shell import begin
+from shell import begin, end
 
 HERE = Path(__file__).parent
 # Pictures are files: an emoji or an icon's name as the page's icon would be fetched from outside.
@@ -23,4 +23,7 @@ page = st.navigation(
     ]
 )
 begin()
-page.run()
+try:
+    page.run()
+finally:
+    end()

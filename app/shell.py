@@ -97,6 +97,18 @@ def begin() -> None:
             st.caption(plain(st.session_state.place))
 
 
+def end() -> None:
+    """Give back the parts of the stores that the page has read."""
+    for used in st.session_state.pop("used", {}).values():
+        used.store.release()
+
+
+def _open(chosen: Place) -> Opened:
+    found: Opened = _opened(chosen, stamp(chosen.store))
+    st.session_state.setdefault("used", {})[chosen.key] = found
+    return found
+
+
 def place() -> Place:
     """Return the chosen SAE; when nothing was found, say so and end the page."""
     found = library()
@@ -120,13 +132,13 @@ def opened() -> Opened:
         st.code(f"saelab build {chosen.sae} --out {chosen.sae}-features", language="bash")
         st.stop()
     with guarded():
-        return _opened(chosen, stamp(chosen.store))
+        return _open(chosen)
 
 
 def opened_at(chosen: Place) -> Opened:
     """Return the feature store of any place."""
     with guarded():
-        return _opened(chosen, stamp(chosen.store))
+        return _open(chosen)
 
 
 def live() -> Live:

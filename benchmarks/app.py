@@ -82,7 +82,7 @@ def first_page(folder, pages):
     Memory is taken before anybody has come, and after the first page and some feature pages.
     """
     from playwright.sync_api import sync_playwright
-    from screenshots import FLAGS, SETTLED, start
+    from screenshots import FLAGS, SETTLED, start, stop
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     server, address = start([str(folder)])
@@ -92,7 +92,7 @@ def first_page(folder, pages):
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
             page = browser.new_page()
-            page.set_default_timeout(180_000)
+            page.set_default_timeout(600_000)
             page.goto("about:blank")
             started = time.perf_counter()
             page.goto(address)
@@ -106,8 +106,7 @@ def first_page(folder, pages):
             after = memory(server.pid)
             browser.close()
     finally:
-        server.terminate()
-        server.wait(30)
+        stop(server)
     return {"heading": heading, "settled": settled, "before": before, "after": after}
 
 

@@ -58,11 +58,21 @@ def start(folders):
     sys.exit("the server did not start")
 
 
+def stop(server):
+    """End the server, by force if it does not go."""
+    server.terminate()
+    try:
+        server.wait(30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
 def settle(page):
     """Wait until the script has ended and nothing has been drawn for a while."""
-    page.wait_for_function(SETTLED, timeout=180_000)
+    page.wait_for_function(SETTLED, timeout=600_000)
     page.wait_for_timeout(300)
-    page.wait_for_function(SETTLED, timeout=180_000)
+    page.wait_for_function(SETTLED, timeout=600_000)
 
 
 def take(page, address, name, path, wait):
@@ -125,8 +135,7 @@ def main():
                     context.close()
             browser.close()
     finally:
-        server.terminate()
-        server.wait(30)
+        stop(server)
     print(f"{total / 1e6:.2f} MB in all")
 
 

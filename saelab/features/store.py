@@ -13,6 +13,7 @@ Layout (every array a plain ``.npy``, memory-mapped):
 * ``vocabulary/offsets``, ``bytes``: the bytes of each token id.
 """
 
+import mmap
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +109,15 @@ class FeatureStore:
         if name not in self._arrays:
             self._arrays[name] = map_npy(self.path / name)
         return self._arrays[name]
+
+    def release(self) -> None:
+        """Give the parts of the store that were read back to the kernel; they are mapped again when asked for.
+
+        A server that has shown thousands of features would otherwise count the whole store as its memory.
+        """
+        for array in list(self._arrays.values()):
+            if isinstance(array.base, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+                array.base._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # numpy has no public name
 
     def verify(self) -> None:
         """Read every file; :class:`CorruptError` names the first whose checksum is not the one of the build."""

@@ -30,6 +30,14 @@ def test_opens_and_describes_itself(path):
     store.verify()
 
 
+def test_released_parts_are_read_again(path):
+    store = open_features(path)
+    tokens, values = store.feature(3)
+    before = tokens.tolist(), values.tolist(), store.column("max").tolist()
+    store.release()
+    assert (tokens.tolist(), values.tolist(), store.column("max").tolist()) == before
+
+
 @pytest.mark.parametrize("name", ["by_feature/values.npy", "tokens/ids.npy", "summary/max.npy", "vocabulary/bytes.npy"])
 def test_a_truncated_or_missing_file_is_named(path, name):
     data = (path / name).read_bytes()
