@@ -163,6 +163,7 @@ def run(args: argparse.Namespace) -> None:
     """Train and measure what is not in the results yet."""
     bench = Bench(open_subject(SUBJECTS["embedded"], None, args.work / "embedded"))
     done = {(r["kind"], r.get("k"), r.get("seed")) for r in read_rows(args.results)}
+    row: dict[str, Any]
     for seed in SEEDS:
         if ("steer", None, seed) not in done:
             g = torch.Generator().manual_seed(seed)
@@ -170,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
             pairs = torch.randint(len(bench.x), (2, FEATURES), generator=g)
             differences = bench.x[pairs[0]] - bench.x[pairs[1]]
             for name, directions in (("random", random), ("token differences", differences)):
-                row: dict[str, Any] = {"kind": "steer", "name": name, "k": None, "seed": seed}
+                row = {"kind": "steer", "name": name, "k": None, "seed": seed}
                 append_row(args.results, {**row, **bench.steer(directions)})
         for k in KS:
             if ("sae", k, seed) in done:
@@ -178,13 +179,7 @@ def run(args: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 saes = train(bench.opened, k, seed, args.lr, Path(folder) / "fit")
             for beta, sae in saes.items():
-                row: dict[str, Any] = {
-                    "kind": "sae",
-                    "k": k,
-                    "seed": seed,
-                    "beta": beta,
-                    "tokens": bench.opened.subject.tokens,
-                }
+                row = {"kind": "sae", "k": k, "seed": seed, "beta": beta, "tokens": bench.opened.subject.tokens}
                 usage = measure(sae, bench.heldout, ce=False)
                 row |= {"dead": usage["dead"], "underused": usage["underused"], "lr": args.lr}
                 row |= bench.steer(bench.alive(sae, seed))
