@@ -21,6 +21,10 @@ saelab explain report STORE     scores beside their controls
 """
 
 
+WIDTH = 150
+"""Columns of the report's table."""
+
+
 class ExplainGroup(click.Group):
     """``saelab explain STORE`` is ``saelab explain run STORE``."""
 
@@ -82,6 +86,7 @@ def print_result(result: "ExplainResult") -> None:
 
 def print_report(report: "ExplainReport") -> None:
     """Print scores, SAE and controls side by side."""
+    from rich.console import Console
     from rich.table import Table
 
     from saelab.cli import console
@@ -92,7 +97,8 @@ def print_report(report: "ExplainReport") -> None:
         table.add_column(name, justify="left" if name in ("author", "score") else "right")
     for row in frame.itertuples(index=False):
         table.add_row(*map(str, row))
-    console.out.print(table)
+    # Nine columns do not fit 80 characters; a narrow terminal wraps the lines, a pipe gets them whole.
+    Console(width=max(console.out.width, WIDTH), highlight=False).print(table)
 
 
 def _print_estimate(job: "ExplainJob", estimate: "Estimate", as_json: bool) -> None:
@@ -144,12 +150,15 @@ command.add_command(_run_command())
 
 @command.command("report", help="Print the scores beside the store STORE, with their controls.")
 @click.argument("store")
-def report_command(store: str, as_json: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+def report_command(store: str, markdown: bool, as_json: bool) -> None:
     """Report."""
     from saelab.workflows.explain import make_report
 
     found = make_report(store)
-    if as_json:
+    if markdown:
+        click.echo(found.to_markdown())
+    elif as_json:
         click.echo(json.dumps(_plain(found.to_dict())))
     else:
         print_report(found)

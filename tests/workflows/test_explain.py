@@ -74,6 +74,8 @@ def test_without_a_judge(store, capsys):
     shown = capsys.readouterr().out
     for word in ("SAE", "shuffled", "random-directions", "untrained", "neurons", "token-set"):
         assert word in shown
+    assert run("explain", "report", store, "--markdown") == 0
+    assert "| token-set | detection | 1.000 ± 0.000 |" in capsys.readouterr().out
     open_features(store).verify()
 
 

@@ -94,6 +94,13 @@ class ExplainReport:
         columns = ["author", "score", "SAE", *CONTROLS, "features", "failed"]
         return pd.DataFrame([{name: cells.get(name, "") for name in columns} for cells in table.values()])
 
+    def to_markdown(self) -> str:
+        """The same as a Markdown table."""
+        frame = self.side_by_side()
+        lines = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
+        lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
+        return "\n".join(lines)
+
     def plot(self) -> "Figure":
         """Bars with intervals: SAE and controls, score by score, for the author of the first row."""
         from plotly import graph_objects as go
