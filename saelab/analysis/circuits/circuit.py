@@ -158,7 +158,7 @@ def random_circuits(graph: EdgeGraph, n_edges: int, n: int, seed: int) -> Bool[n
 
 
 def save_circuit(circuit: Circuit, folder: str | Path, *, force: bool = False) -> Path:
-    """Write a circuit folder: ``circuit.json``, ``report.html``, ``figure.json``, and a manifest of kind ``circuit``."""
+    """Write a circuit folder: ``circuit.json``, ``report.html``, ``figure.json``, and a manifest."""
     from saelab.analysis.circuits.figure import write_pages
     from saelab.analysis.circuits.report import circuit_report
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Pooling = Literal["last", "mean", "max", "each"]
+SPREAD = 0.5
+"""Least spread of the null that z divides by, so that one chance code of a head that has few is no great score."""
 ROWS_PER_EXAMPLE = 4
 """Outputs of a head on one prompt that the SAE is trained on at most (pooling ``each`` has one for every position)."""
 
@@ -72,7 +74,7 @@ class CodeScores:
     """Its mean over relabellings."""
     null_std: Float[np.ndarray, " h"]
     z: Float[np.ndarray, " h"]
-    """(unique - null_mean) / max(null_std, 1 / sqrt(shuffles)): the head's score."""
+    """(unique - null_mean) / max(null_std, 1/2): the head's score."""
     null_z: Float[np.ndarray, "shuffles h"]
     """z of each relabelling by the same formula."""
     pairs: Int[np.ndarray, "h h"]
@@ -137,8 +139,7 @@ def discrete_codes(parts: Components, batch: TaskBatch, config: CodesConfig) -> 
     shuffled = np.stack([shuffler.permutation(labels) for _ in range(config.shuffles)])
     null = _unique(presence, shuffled)
     mean, std = null.mean(0), null.std(0)
-    # A null of nothing but zeros over k relabellings cannot tell a spread below that of one 1 among k zeros.
-    spread = np.maximum(std, config.shuffles**-0.5)
+    spread = np.maximum(std, SPREAD)
     return CodeScores(
         graph,
         config,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.analysis.circuits.codes import CodesConfig, _encode, _presence, _unique, discrete_codes
+from saelab.analysis.circuits.codes import CodesConfig, _encode, _pairs, _presence, _unique, discrete_codes
 from saelab.analysis.circuits.graph import EdgeGraph
 from saelab.analysis.circuits.scores import roc_auc
 from saelab.analysis.circuits.tasks import task_batch
@@ -35,7 +35,7 @@ def test_trained_heads_are_found_with_the_right_pooling():
     true = {f"a0.h{h}" for h in np.flatnonzero(roles.previous[0] > 0.5)}
     true |= {f"a1.h{h}" for h in np.flatnonzero(roles.induction[1] > 0.5)}
     assert len(true) == 4
-    batch = task_batch("trigger", parts.model, 80)
+    batch = task_batch("trigger", parts.model, 100)
     auc, null = node_auc(discrete_codes(parts, batch, CodesConfig(pooling="each", l1=0.005)), true)
     assert auc >= 0.95
     assert abs(null - 0.5) < 0.12
