@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from saelab.training.config import FitConfig as FitConfig
     from saelab.training.config import TrainingConfig as TrainingConfig
     from saelab.training.loop import fit as fit
+    from saelab.workflows.explain import run_explain as run_explain
+    from saelab.workflows.explain_setup import ExplainJob as ExplainJob
     from saelab.workflows.show import describe as describe
 
 _WHERE = {
@@ -71,6 +73,8 @@ _WHERE = {
     "build_features": "saelab.features.build",
     "open_features": "saelab.features.store",
     "describe": "saelab.workflows.show",
+    "run_explain": "saelab.workflows.explain",
+    "ExplainJob": "saelab.workflows.explain_setup",
     "show": "saelab.features.dashboard",
 }
 
