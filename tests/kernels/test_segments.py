@@ -1,8 +1,17 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.kernels.segments import entry_dots, group_by, grouped_sum, offsets_of_topk, rows_of, rows_of_topk
+from saelab.kernels.segments import (
+    entry_dots,
+    group_by,
+    grouped_sum,
+    offsets_of_topk,
+    rows_of,
+    rows_of_topk,
+    stable_order,
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -33,3 +42,14 @@ def test_rows():
     assert rows_of(torch.tensor([0, 2, 2, 3]), 3).tolist() == [0, 0, 2]
     assert rows_of_topk(2, 3, torch.device("cpu")).tolist() == [0, 0, 0, 1, 1, 1]
     assert offsets_of_topk(2, 3, torch.device("cpu")).tolist() == [0, 3, 6]
+
+
+@pytest.mark.parametrize("n_groups", [1, 300, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 1_000_000])
+def test_stable_order_is_that_of_a_stable_sort(n_groups):
+    g = torch.Generator().manual_seed(0)
+    key = torch.randint(n_groups, (2000,), generator=g)[torch.randint(2000, (5000,), generator=g)]
+    key[0] = n_groups - 1
+    assert torch.equal(stable_order(key, n_groups), key.sort(stable=True).indices)
+    groups = group_by(key, n_groups)
+    assert torch.equal(groups.offsets.diff(), torch.bincount(key, minlength=n_groups))
+    assert stable_order(key[:0], n_groups).numel() == 0
