@@ -97,7 +97,7 @@ class HeldOut:
         places = which.nonzero().squeeze(1)
         if shuffled:
             places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))]
-        for part in places.split(size):
+        for part in torch.split(places, size):
             yield part, Batch(self.x[part], gradient=None if self.gradient is None else self.gradient[part])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonl import markdown, mean_spread
-from quality_plan import PEERS, POINTS, SAELAB, Variant, at_l0
+from quality_plan import PEERS, POINTS, SAELAB, Variant, at_l0, best_rate
 
 Row = dict[str, Any]
 COLOURS = {
@@ -30,13 +30,27 @@ def variants() -> tuple[Variant, ...]:
 
 
 def runs_of(rows: Iterable[Row], subject: str, variant: Variant) -> list[Row]:
-    """Return the reported runs of a variant on a subject; of several for one point and seed, the last."""
-    found = {}
-    for row in rows:
-        mine = (row["subject"], row.get("package"), row.get("name")) == (subject, variant.package, variant.name)
-        if mine and row["stage"] == "main":
-            found[row["point"], row["seed"]] = row
-    return list(found.values())
+    """Return the reported runs of a variant on a subject: those at the learning rate that the sweep found."""
+    known = list(rows)
+    rates: dict[float, float | None] = {}
+
+    def rate(point: float) -> float | None:
+        if point not in rates:
+            own = [v for v in variants() if v.package == variant.package]
+            swept = [row for row in known if row["stage"] == "lr" and row["package"] == variant.package]
+            try:
+                rates[point] = best_rate(variant, subject, swept, own, point)
+            except ValueError:  # no sweep in these rows
+                rates[point] = None
+        return rates[point]
+
+    return [
+        row
+        for row in known
+        if row["stage"] == "main"
+        and (row["subject"], row["package"], row["name"]) == (subject, variant.package, variant.name)
+        and rate(row["point"]) in (None, row["lr"])
+    ]
 
 
 def at_points(runs: Sequence[Row], l0: float, key: str) -> list[float]:
@@ -51,14 +65,15 @@ def tables(rows: Sequence[Row]) -> str:
     parts = []
     for about in (row for row in rows if row["stage"] == "subject"):
         subject = about["subject"]
-        if any(row["stage"] == "main" and row["subject"] == subject for row in rows):
-            parts += [_about(about, rows), _interpolated(rows, subject), _raw(rows, subject), _verdicts(rows, subject)]
+        if any(row["stage"] in ("lr", "main") and row["subject"] == subject for row in rows):
+            parts += [_about(about, rows), _interpolated(rows, subject), _verdicts(rows, subject)]
+            parts += [_sweep(rows, subject), _raw(rows, subject)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _about(about: Row, rows: Sequence[Row]) -> str:
-    mine = [row for row in rows if row["stage"] == "main" and row["subject"] == about["subject"]]
-    seeds = sorted({row["seed"] for row in mine})
+    mine = [row for row in rows if row["stage"] in ("lr", "main") and row["subject"] == about["subject"]]
+    seeds = sorted({row["seed"] for row in mine if row["stage"] == "main"})
     return (
         f"### {about['subject']}, {about['site']}\n\n"
         f"d_in {about['d_in']}, d_sae {about['d_sae']}; {mine[0]['tokens']:,} training tokens in batches of "
@@ -86,6 +101,31 @@ def _interpolated(rows: Sequence[Row], subject: str) -> str:
     header = ["at equal L0", *(f"FVU @ {l0}" for l0 in POINTS), *(f"CE rec. @ {l0}" for l0 in middle)]
     header += [*(f"dead % @ {l0}" for l0 in middle), *(f"under-used % @ {l0}" for l0 in middle), "lr", "seeds"]
     return markdown(header, lines)
+
+
+def _sweep(rows: Sequence[Row], subject: str) -> str:
+    """The learning rates: for each variant with a sweep of its own, the best one's validation FVU and dead features."""
+    lines = []
+    for variant in (v for v in variants() if v.lr_of is None):
+        mine = [row for row in rows if row["stage"] == "lr" and row["subject"] == subject]
+        mine = [row for row in mine if (row["package"], row["name"]) == (variant.package, variant.name)]
+        cells = []
+        for point in POINTS if variant.knob == "k" else variant.sweep:
+            tried = {row["lr"]: row for row in mine if row["point"] == point}
+            best = min(tried.values(), key=lambda row: row["fvu"] * math.sqrt(max(row["l0"], 1e-3)), default=None)
+            cells.append(_swept(best, len(tried)))
+        cells += ["-"] * (len(POINTS) - len(cells))
+        if mine:
+            lines.append([f"{variant.label}, {variant.knob}", *cells])
+    table = markdown(["best rate: FVU, L0, dead (rates tried)", *(f"k {point}" for point in POINTS)], lines)
+    return f"<details><summary>Learning rates, one seed, validation text</summary>\n\n{table}\n\n</details>"
+
+
+def _swept(row: Row | None, tried: int) -> str:
+    if row is None:
+        return "-"
+    knob = "" if row["knob"] == "k" else f"{row['knob']} {row['point']:g}, "
+    return f"{knob}{row['lr']:g}: {row['fvu']:.4f}, {row['l0']:.1f}, {row['dead']:.1%} ({tried})"
 
 
 def _raw(rows: Sequence[Row], subject: str) -> str:

@@ -64,7 +64,7 @@ class SAE(nn.Module, ABC):
     """Parameters and buffers that are measured in scaled units, so :meth:`fold_scale` divides them by s."""
     encoder_start: ClassVar[float] = 0.2
     """Norm of encoder columns at the start. Small ones soon point where the data want them; at norm 1 the random start
-    costs about a tenth more error after a few hundred steps (docs/quality.md)."""
+    still costs error after hundreds of steps (``benchmarks/encoder_start.py``)."""
     needs_gradient: ClassVar[bool] = False
     """Whether training needs ``Batch.gradient``."""
     needs_pairs: ClassVar[bool] = False

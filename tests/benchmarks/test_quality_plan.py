@@ -69,3 +69,10 @@ def test_sweep_is_of_every_k_until_each_rate_is_inside():
     assert sweep_next(variant, "s", []) == [(8, 1e-3), (8, 2e-3), (32, 1e-3), (32, 2e-3)]
     rows = [row(1e-3, 0.3, 8.0, point=8), row(2e-3, 0.2, 8.0, point=8), row(1e-3, 0.1), row(2e-3, 0.2)]
     assert sweep_next(variant, "s", rows) == [(8, 4e-3), (32, 5e-4)]
+
+
+def test_a_higher_rate_must_be_worth_it():
+    variants = (Variant("saelab", "topk"),)
+    rows = [row(4e-3, 0.3), row(8e-3, 0.1003), row(16e-3, 0.1)]
+    assert best_rate(variants[0], "s", rows, variants, 32) == 8e-3
+    assert best_rate(variants[0], "s", [*rows, row(32e-3, 0.09)], variants, 32) == 32e-3

@@ -3,7 +3,7 @@ import json
 import pytest
 import quality_report
 from jsonl import append_row, markdown, mean_spread, put_section, read_rows
-from quality_plan import POINTS
+from quality_plan import POINTS, SAELAB
 
 
 def row(package, name, point, seed, **values):
@@ -70,3 +70,14 @@ def test_section_of_a_page_is_replaced_and_the_rest_stays(tmp_path):
     assert page.read_text() == "a\n<!-- begin t -->\n\nnewer\n\n<!-- end t -->\nb\n"
     with pytest.raises(SystemExit, match="no section"):
         put_section(page, "u", "x")
+
+
+def test_runs_at_another_learning_rate_than_the_swept_one_are_left_out(rows):
+    swept = {"stage": "lr", "subject": "embedded", "package": "saelab", "name": "topk", "seed": 100, "l0": 8.0}
+    swept |= {"point": 8, "dead": 0.0, "knob": "k"}
+    rows += [{**swept, "lr": 1e-3, "fvu": 0.2}, {**swept, "lr": 2e-3, "fvu": 0.1}]
+    rows.append(row("saelab", "topk", 8, 0, lr=2e-3))
+    found = quality_report.runs_of(rows, "embedded", next(v for v in SAELAB if v.name == "topk"))
+    assert [r["lr"] for r in found if r["point"] == 8] == [2e-3]
+    assert len([r for r in found if r["point"] == 16]) == 3
+    assert "0.002: 0.1000, 8.0, 0.0% (2)" in quality_report.tables(rows)
