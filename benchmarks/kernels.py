@@ -28,7 +28,7 @@ from train_step import ROOT, interleave
 from saelab.core.code import SparseCode
 from saelab.kernels import Impl, info
 from saelab.kernels.dispatch import triton_problem
-from saelab.kernels.segments import bag_sum, entry_dots, group_by, grouped_sum
+from saelab.kernels.segments import bag_sum, entry_dots, group_by, grouped_sum, pick
 from saelab.kernels.select import row_topk
 from saelab.kernels.select_budget import keep_largest
 from saelab.sae.decoder import normalize_rows_, remove_parallel_
@@ -75,7 +75,14 @@ def operations(args: argparse.Namespace) -> Actions:
             i: lambda i=i: grouped_sum(gradient, tokens, code.indices, m, code.values, groups, i) for i in twins
         },
         "dvalues": {i: lambda i=i: entry_dots(gradient, w, code.indices, tokens, groups, i) for i in twins},
-        "group entries": {"sparse": lambda: group_by(code.indices, m)},
+        "group entries": {
+            "sparse": lambda: group_by(code.indices, m),
+            "torch.sort": lambda: torch.sort(code.indices, stable=True),
+        },
+        "gather": {
+            "index_select": lambda: pick(code.values, groups.order),
+            "indexing": lambda: code.values[groups.order],
+        },
         f"top {k} of {rows_per_tile} rows": {
             "reference": lambda: tile.topk(k, dim=1),
             **{i: lambda i=i: row_topk(tile, k, i) for i in twins},

@@ -4,8 +4,9 @@
 
 ``C^T C`` of a code of ``tokens`` rows with ``k`` entries each. Features are drawn evenly, or with frequencies like
 ``1 / (rank + 16)`` ("zipf"), as a trained dictionary's are nearer to. scipy gets its best case: CSR with int32 indices
-and values, its transpose made beforehand and not timed. Both run in turns; ``extra MB`` is the peak of the process's
-memory during a call above what it held before, measured apart. The two results are compared entry by entry.
+and values, its transpose made beforehand and not timed. Both run in turns; ``CPU`` is milliseconds of processor time of
+all threads; ``MB`` is the peak of the process's memory during a call above what it held before, measured apart. The two
+results are compared entry by entry.
 
 ``floor ms``: the k^2 tokens additions at one per cycle of each core, and the features of a token read from the cache.
 """
@@ -61,6 +62,7 @@ def measure(code: SparseCode, weighted: bool, repeats: int) -> dict[str, Any]:
     theirs_of = scipy_product(code, weighted)
     actions = {"saelab": lambda: co_activation_matrix(code, weighted=weighted), "scipy": theirs_of}
     times: dict[str, list[float]] = {name: [] for name in actions}
+    cpu: dict[str, list[float]] = {name: [] for name in actions}
     peak: dict[str, float] = {}
     results: dict[str, Any] = {}
     for name, action in actions.items():
@@ -77,9 +79,10 @@ def measure(code: SparseCode, weighted: bool, repeats: int) -> dict[str, Any]:
     del ours, theirs
     for _ in range(repeats):
         for name, action in actions.items():
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), time.process_time()
             action()
             times[name].append((time.perf_counter() - started) * 1e3)
+            cpu[name].append((time.process_time() - spent) * 1e3)
     median = {name: statistics.median(values) for name, values in times.items()}
     pairs = int(code.offsets.diff().square().sum())
     floor = pairs / GHZ / 1e6 / torch.get_num_threads()
@@ -89,6 +92,8 @@ def measure(code: SparseCode, weighted: bool, repeats: int) -> dict[str, Any]:
         "ratio": median["scipy"] / median["saelab"],
         "saelab_ms": median["saelab"],
         "scipy_ms": median["scipy"],
+        "saelab_cpu_ms": statistics.median(cpu["saelab"]),
+        "scipy_cpu_ms": statistics.median(cpu["scipy"]),
         "saelab_extra_mb": peak["saelab"],
         "scipy_extra_mb": peak["scipy"],
         "floor_ms": floor,
@@ -109,14 +114,28 @@ def main() -> None:
         f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, scipy {scipy.__version__}"
     )
     print(f"{args.tokens} tokens x {args.d_sae} features, k = {args.k}; {about}")
-    head = ("features", "scipy/saelab", "saelab ms", "scipy ms", "saelab MB", "scipy MB", "over floor", "equal")
+    head = (
+        "features",
+        "scipy/saelab",
+        "saelab ms",
+        "scipy ms",
+        "saelab CPU",
+        "scipy CPU",
+        "saelab MB",
+        "scipy MB",
+        "over floor",
+        "equal",
+    )
     print(" ".join(f"{name:>12s}" for name in head))
     rows = []
     for zipf in (False, True):
         row = measure(draw(args.tokens, args.d_sae, args.k, zipf), args.weighted, args.repeats)
         row = {"features": "zipf" if zipf else "even", **row}
         rows.append(row)
-        cells = [f"{row['ratio']:.1f}", *(f"{row[key]:.0f}" for key in ("saelab_ms", "scipy_ms"))]
+        cells = [
+            f"{row['ratio']:.1f}",
+            *(f"{row[key]:.0f}" for key in ("saelab_ms", "scipy_ms", "saelab_cpu_ms", "scipy_cpu_ms")),
+        ]
         cells += [*(f"{row[key]:.0f}" for key in ("saelab_extra_mb", "scipy_extra_mb")), f"{row['over_floor']:.1f}"]
         print(" ".join(f"{cell:>12s}" for cell in (row["features"], *cells, str(row["equal"]))), flush=True)
     result = {"tokens": args.tokens, "d_sae": args.d_sae, "k": args.k, "weighted": args.weighted, "rows": rows}

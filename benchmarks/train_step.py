@@ -13,6 +13,7 @@ Architectures whose codes have no fixed size (ReLU, JumpReLU, Gated) appear twic
 all features active, and "at k", with biases or thresholds moved so that as many are active as in TopK's code, which is
 where training takes them. ``over floor`` is the median over the least that the step's work could take on this machine
 (``roofline.py``), with the number of active entries that the row has.
+``--cpu-time --threads 1`` counts this process's own time, which a busy machine disturbs less; peers are left out.
 
 With ``--device cuda`` each row is timed with the sparse and the Triton twins; memory is then torch's own peak.
 """
@@ -134,7 +135,12 @@ class Peer:
         return float(self.ask("step")["ms"])
 
 
-def interleave(actions: dict[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, float]:
+def interleave(
+    actions: dict[str, Callable[[], Any]],
+    repeats: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Return the median milliseconds of each action, taken in turns after one round of warm-up.
 
     An action that returns a float has timed itself.
@@ -143,10 +149,10 @@ def interleave(actions: dict[str, Callable[[], Any]], repeats: int, device: str 
     for repeat in range(repeats + 1):
         for name, action in actions.items():
             synchronize(device)
-            started = time.perf_counter()
+            started = clock()
             own = action()
             synchronize(device)
-            elapsed = own if isinstance(own, float) else (time.perf_counter() - started) * 1e3
+            elapsed = own if isinstance(own, float) else (clock() - started) * 1e3
             if repeat:
                 times[name].append(elapsed)
     return {name: statistics.median(values) for name, values in times.items()}
@@ -225,6 +231,7 @@ def main() -> None:
     parser.add_argument("--only", help="architectures, separated by commas (all)")
     parser.add_argument("--no-memory", action="store_true", help="skip the memory column")
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
+    parser.add_argument("--cpu-time", action="store_true", help="time of this process instead of the clock's")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -245,10 +252,15 @@ def main() -> None:
             TritonRun(run)
         active[case.name] = active_per_token(run, batch)
         actions[case.name] = lambda run=run, dead=case.dead: step(run, batch, dead)  # type: ignore[misc]
-    peers = {} if args.no_peers or args.device != "cpu" else {name: Peer(name, args) for name in Peer.installed()}
+    peers = (
+        {}
+        if args.no_peers or args.cpu_time or args.device != "cpu"
+        else {name: Peer(name, args) for name in Peer.installed()}
+    )
     for name, peer in peers.items():
         actions[name] = peer.step_ms
-    times = interleave(actions, args.repeats, args.device)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    times = interleave(actions, args.repeats, args.device, clock)
 
     flops = 2 * args.n * args.d_in * args.d_sae * 1e3
     rates = Rates({p: flops / times[f"gemm_{p}"] for p in ("f32", "bf16")}, bandwidth(args.device))

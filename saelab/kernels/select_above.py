@@ -81,8 +81,9 @@ def _bf16_error(
     if x.numel() == 0:
         return x.new_zeros(())
     norms = x.square().sum(1).mean().sqrt() * w_enc_t.square().sum(1).mean().sqrt()
-    rounding = 2.0**-9 * (2 / 3) ** 0.5 * norms / x.shape[1] ** 0.5
-    return 6 * rounding + 2.0**-8 * (b_enc.abs().max() + 2 * threshold.abs().max())
+    rounding = norms * (2.0**-9 * math.sqrt(2 / 3 / x.shape[1]))
+    error: Tensor = 6 * rounding + 2.0**-8 * (b_enc.abs().max() + 2 * threshold.abs().max())
+    return error
 
 
 def _recomputed(  # noqa: PLR0917
