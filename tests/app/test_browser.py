@@ -87,12 +87,16 @@ def until(page, act, url):
     raise AssertionError(f"{page.url} never became {url}")
 
 
-def press_until(page, act, place):
-    """Do something until a part of the page is there; clicks on a page that is still being drawn are lost."""
-    for _ in range(10):
+def press_until(page, act, place, timeout=15_000):
+    """Do something until a part of the page is there; clicks on a page that is still being drawn are lost.
+
+    ``act`` must do no harm when done twice, and the page must need less than ``timeout`` to answer: doing it again
+    starts the page anew.
+    """
+    for _ in range(8):
         act()
         try:
-            return place.wait_for(timeout=8000)
+            return place.wait_for(timeout=timeout)
         except playwright.TimeoutError:
             continue
     raise AssertionError(f"{place} never came")
@@ -149,10 +153,10 @@ def test_the_main_journey(made, serve, visit, tmp_path):
     page.get_by_role("link", name="Prompt").click()
     page.get_by_role("button", name="Read it").click()
     page.get_by_text("Features of the prompt").wait_for(timeout=240_000)  # torch and the model are loaded
-    toggle = page.get_by_text("compare two texts")
-    press_until(page, toggle.click, page.get_by_label("Second text"))
-    page.get_by_role("button", name="Read it").click()
-    page.get_by_text("Features that differ most").wait_for()
+    page.get_by_text("compare two texts").click()  # once: a second click would take it back
+    page.get_by_label("Second text").wait_for()
+    read = page.get_by_role("button", name="Read it")
+    press_until(page, read.click, page.get_by_text("Features that differ most"), timeout=60_000)
     page.get_by_role("link", name="Steer").click()
     page.get_by_role("button", name="Write").click()
     page.get_by_text("By itself").wait_for()
