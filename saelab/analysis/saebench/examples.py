@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float32, Int, Int64
 from scipy import sparse
 from torch import Tensor
 
+from saelab.core.errors import ActivationError
 from saelab.core.progress import progress
 from saelab.features.protocols import Dictionary, Model
-from saelab.features.rows import Piece, encode_in_parts, read_site, require_finite
+from saelab.features.rows import encode_in_parts, read_site
 
 ROWS_PER_BATCH = 64
 
@@ -66,21 +67,26 @@ def collect(
     """Run rows of tokens and pool what is at their positions.
 
     ``example`` holds the number of the example that a position belongs to, -1 for none; numbers are 0 .. N - 1, and an
-    example lies within one row. Raises :class:`ActivationError` for NaN or infinity, rows named.
+    example lies within one row. Raises :class:`ActivationError` for NaN or infinity.
     """
     n = int(example.max()) + 1 if example.size else 0
     width = model.width(site)
     x_sum, count = np.zeros((n, width), np.float32), np.zeros(n, np.int64)
     parts: dict[str, list[Any]] = {name: [] for name in dictionaries}
-    wanted = np.flatnonzero((example >= 0).any(1))
+    # In random order: a control shuffles activations among the rows of a batch, and neighbouring rows are of one
+    # document or class, which the shuffled ones would give away.
+    wanted = np.random.default_rng(0).permutation(np.flatnonzero((example >= 0).any(1)))
     with progress(title, len(wanted), "rows") as bar:
         for start in range(0, len(wanted), ROWS_PER_BATCH):
             rows = wanted[start : start + ROWS_PER_BATCH]
             chosen = torch.from_numpy(example[rows] >= 0)
-            piece = Piece(int(rows[0]), tokens[torch.from_numpy(rows)], chosen)
-            x = read_site(model, piece.tokens, site)
-            require_finite(x, piece, site)
+            x = read_site(model, tokens[torch.from_numpy(rows)], site)
             x = x[chosen.to(x.device)].float()
+            if not bool(torch.isfinite(x).all()):
+                raise ActivationError(
+                    f"activations at {site} hold NaN or infinity on the {title}; check the model's dtype, "
+                    "float32 is the safe one"
+                )
             owner = example[rows][chosen.numpy()]
             np.add.at(x_sum, owner, x.cpu().numpy())
             count += np.bincount(owner, minlength=n)

@@ -177,6 +177,11 @@ def _over_parents(
         key: {side: [value for r in scored for value in r.parts[key][side]] for side in decoders}
         for key in scored[0].parts
     }
+    for name, group in groups.items():  # spreads are over the parents, each of which is an evaluation of its own here
+        del group["mean"]["std_dev_num_split_features"]
+        for key in ("mean_absorption_fraction_score", "mean_full_absorption_score"):
+            spread = np.std(parts[key][name or "sae"], ddof=min(1, len(scored) - 1))
+            group["mean"]["std_dev_" + key.removeprefix("mean_")] = float(spread)
     config = {**scored[0].config, "classes_scored": len(scored), "classes_skipped": len(found) - len(scored)}
     return dataclasses.replace(
         scored[0],

@@ -8,7 +8,8 @@ balanced data of the attribute that was meant:
     SCR_n = (acc with the features zeroed - acc of the probe) / (acc of a probe trained on balanced data - acc of it)
 
 0 where the denominator is below 0.001. Of the two directions (which attribute is meant) the one with the lower
-accuracy before is reported, the first on a tie.
+accuracy before is reported, the first on a tie. A pair with less than 0.05 to mend in that direction is left out of the
+means (its scores stay in the details): dividing by next to nothing gives scores in the tens either way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from saelab.analysis.saebench.result import EvalResult, mean, skipped
 from saelab.analysis.saebench.tpp import THRESHOLDS
 
 EVAL = "scr"
-LEAST_CELL = 60
+LEAST_CELL, LEAST_ROOM = 60, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +96,14 @@ def scr(
         problem = _Problem(pair, train_size, test_size, np.random.default_rng([seed, 40, number]))
         for name, decoder in decoders.items():
             found = problem.scores(pair.pooled.codes[name], decoder, thresholds)
-            for key, value in found.items():
-                values[name].setdefault(key, []).append(value)
+            if problem.room >= LEAST_ROOM:
+                for key, value in found.items():
+                    values[name].setdefault(key, []).append(value)
             if name == "sae":
-                details.append({"dataset_name": f"{pair.name}_results", **problem.accuracies, **found})
+                counts = {"to_mend": problem.room, "counted": bool(problem.room >= LEAST_ROOM)}
+                details.append({"dataset_name": f"{pair.name}_results", **problem.accuracies, **counts, **found})
+    if not values["sae"]:
+        return skipped(EVAL, f"no pair whose confounded probe loses {LEAST_ROOM} of accuracy: nothing to mend", config)
     metrics = {name: {"scr_metrics": {key: mean(v) for key, v in found.items()}} for name, found in values.items()}
     headline = [f"scr_metric_threshold_{n}" for n in thresholds if n in (5, 20, 100)]
     return EvalResult(
@@ -125,6 +130,8 @@ class _Problem:
         self.clean = [fit_probe(x[self.fair], y[self.fair]) for y in (pair.first, pair.second)]
         self.before = [self._accuracy(self.confounded, y) for y in (pair.first, pair.second)]
         self.after = [self._accuracy(p, y) for p, y in zip(self.clean, (pair.first, pair.second), strict=True)]
+        self.counted = 1 if self.before[0] <= self.before[1] else 2
+        self.room = self.after[self.counted - 1] - self.before[self.counted - 1]
         self.accuracies = {
             "confounded_probe_on_first": self.before[0],
             "confounded_probe_on_second": self.before[1],
@@ -147,7 +154,6 @@ class _Problem:
     def scores(self, codes: Any, decoder: np.ndarray, thresholds: Sequence[int]) -> dict[str, float]:
         """Score both directions at each threshold, and name the one that counts."""
         meant = (self.pair.first, self.pair.second)
-        counted = 1 if self.before[0] <= self.before[1] else 2
         result: dict[str, float] = {}
         for direction in (1, 2):
             spurious = meant[2 - direction]
@@ -162,6 +168,6 @@ class _Problem:
                 gained = self._accuracy(self.confounded, meant[direction - 1], change) - self.before[direction - 1]
                 score = gained / room if abs(room) >= 1e-3 else 0.0
                 result[f"scr_dir{direction}_threshold_{n}"] = score
-                if direction == counted:
+                if direction == self.counted:
                     result[f"scr_metric_threshold_{n}"] = score
         return result

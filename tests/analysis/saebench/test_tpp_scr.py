@@ -61,13 +61,15 @@ def test_scr_is_one_when_the_confound_is_centred():
     assert found.value("scr_metric_threshold_1") == pytest.approx(1.0, abs=0.01)
 
 
-def test_scr_ties_and_missing_room_have_a_value():
-    """Nothing to mend: the attributes are the same, so the denominator is 0 and the score is 0, not missing."""
+def test_scr_ties_have_a_value_and_nothing_to_mend_is_said():
     made, decoders = pair()
-    same = AttributePair("same", made.pooled, made.first, made.second, made.train)
-    assert same.smallest_cell() > 60
-    found = scr([same], {"sae": np.zeros_like(decoders["sae"])}, thresholds=(1, 5))
-    assert found.value("scr_metric_threshold_5") == 0.0
+    nothing = scr([made], {"sae": np.zeros_like(decoders["sae"])}, thresholds=(1, 5))
+    assert nothing.value("scr_metric_threshold_5") == 0.0  # no effect, so nothing is zeroed
+    x = 5 * made.pooled.codes["sae"].toarray() @ np.eye(2, 12)
+    twins = AttributePair(
+        "twins", pooled(x, sae=made.pooled.codes["sae"].toarray()), made.first, made.first, made.train
+    )
+    assert twins.smallest_cell() == 0
     assert "no pair" in scr([], decoders).skipped
 
 
