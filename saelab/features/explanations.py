@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 NO_AUTHOR = ""
 """Author of scores that need no explanation (intruder, example-embedding)."""
+FLOOR = "token-set"
+"""Explainer without a language model; where another author has explained a feature too, that one is shown."""
 SHUFFLED = "shuffled"
 """The control that scores each feature with another feature's explanation."""
 WAIT_SECONDS = 60.0
@@ -185,15 +187,16 @@ class Explanations:
         return dict(self._select("select feature, settings from scores", conditions, features))
 
     def authors(self, control: str = "") -> list[str]:
-        """Who has explained features, the most industrious first."""
+        """Who has explained features: the most industrious first, token sets last."""
         query = (
-            "select author from explanations where sae = ? and control = ? group by author order by -count(*), author"
+            "select author from explanations where sae = ? and control = ? group by author "
+            "order by min(explainer = ?), -count(*), author"
         )
         with self._open(read=True) as database:
-            return [row[0] for row in database.execute(query, (self._sae, control))] if database else []
+            return [row[0] for row in database.execute(query, (self._sae, control, FLOOR))] if database else []
 
     def texts(self) -> dict[int, str]:
-        """One explanation for each feature that has any: that of the author who explained most of the features."""
+        """One explanation for each feature that has any, of the first of :meth:`authors` who explained it."""
         found: dict[int, str] = {}
         for author in self.authors():
             for explanation in self.explanations(author):
@@ -203,7 +206,7 @@ class Explanations:
     def columns(self) -> dict[str, Float64[np.ndarray, " n_features"]]:
         """One column for each scorer, nan where a feature has no score, for the table of features.
 
-        Named ``detection`` ... for the author who explained most; a second author's are ``detection (author)``.
+        Named ``detection`` ... for the first of :meth:`authors`; those of another are ``detection (author)``.
         """
         query = (
             "select author, scorer, feature, value from scores where sae = ? and control = '' and value is not null "

@@ -155,6 +155,16 @@ def test_columns_of_a_second_author_say_whose(store):
     assert book.texts() == {1: "x", 2: "x"}
 
 
+def test_a_token_set_gives_way_to_a_sentence(store):
+    book = Explanations(store)
+    sets = [Explanation(i, "token-set", "tokens", "token-set") for i in (1, 2, 3)]
+    book.add(sets, [score(1, 0.5, author="token-set")])
+    book.add([Explanation(1, "llm:m:v1", "a sentence", "llm")], [score(1, 0.9, author="llm:m:v1")])
+    assert book.texts() == {1: "a sentence", 2: "tokens", 3: "tokens"}
+    assert book.columns()["detection"][1] == 0.9
+    assert book.columns()["detection (token-set)"][1] == 0.5
+
+
 def test_jsonl_holds_everything(store):
     book = Explanations(store)
     book.add([Explanation(1, "a", "x\ny")], [score(1, 0.9), score(1, 0.5, control="shuffled")])

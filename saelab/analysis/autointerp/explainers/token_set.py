@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from saelab.analysis.autointerp.examples import Corpus, FeatureExamples
-from saelab.features.explanations import Explanation
+from saelab.features.explanations import FLOOR, Explanation
 from saelab.features.render import visible
 
-NAME = "token-set"
+NAME = FLOOR
 COVER = 0.9
 """Share of the activation mass that the set covers."""
 SHOWN = 8
