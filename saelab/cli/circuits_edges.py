@@ -93,11 +93,13 @@ def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
                 "faithfulness": circuit.faithfulness,
                 "on its own prompts": circuit.faithfulness_train,
                 "without it": circuit.completeness,
+                "metric": f"{circuit.model_score:.3f} model, {circuit.empty_score:.3f} nothing",
                 "random circuits": f"{sum(random) / len(random):.3f} mean, {max(random):.3f} best of {len(random)}",
             },
             {
                 "faithfulness": f"on {circuit.n_heldout} held-out prompts: 1 the whole model, 0 every edge removed",
                 "without it": "faithfulness of all other edges, held-out prompts",
+                "metric": f"{circuit.setting.metric}, held-out prompts",
                 "random circuits": "as many edges",
             },
         )

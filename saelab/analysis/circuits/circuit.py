@@ -44,6 +44,10 @@ class Circuit:
     """The same of everything but the circuit, on held-out prompts: near 0 when nothing is left outside."""
     random_faithfulness: tuple[float, ...]
     """The same of random circuits with as many edges, on held-out prompts."""
+    model_score: float
+    """Metric of the whole model on the held-out prompts."""
+    empty_score: float
+    """The same with every edge removed; near ``model_score``, faithfulness is a ratio of noise."""
     n_train: int
     n_heldout: int
     seed: int
@@ -141,6 +145,8 @@ def smallest_circuit(
         faithfulness=float(judged[0]),
         completeness=float(judged[1]),
         random_faithfulness=tuple(float(v) for v in judged[2:]),
+        model_score=heldout.clean_score,
+        empty_score=float(heldout.scores(graph.valid[None])[0]),
         n_train=len(runner.batch),
         n_heldout=len(heldout.batch),
         seed=seed,
@@ -184,7 +190,7 @@ def load_circuit(folder: str | Path) -> Circuit:
         edges[place], scores[place] = True, entry["score"]
     plain = ("model", "model_fingerprint", "task", "method", "faithfulness_train", "faithfulness", "completeness")
     return Circuit(
-        **{key: data[key] for key in (*plain, "n_train", "n_heldout", "seed")},
+        **{key: data[key] for key in (*plain, "model_score", "empty_score", "n_train", "n_heldout", "seed")},
         setting=Setting(**data["setting"]),
         graph=graph,
         edges=edges,

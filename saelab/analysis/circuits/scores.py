@@ -136,7 +136,8 @@ def curve(runner: EdgeRunner, scores: EdgeScores, fractions: tuple[float, ...] =
 
 def node_circuit(graph: EdgeGraph, nodes: Float[np.ndarray, " w"], n_edges: int) -> Bool[np.ndarray, "r w"]:
     """Best nodes, as many as fit: all edges among them, the MLPs that have no score, embeddings and logits."""
-    order = [w for w in np.argsort(-np.nan_to_num(np.abs(nodes)), kind="stable") if w >= graph.n_embeddings]
+    ranked: list[int] = np.argsort(-np.nan_to_num(np.abs(nodes)), kind="stable").tolist()
+    order = [w for w in ranked if w >= graph.n_embeddings]
     unscored = [w for w in order if np.isnan(nodes[w])]
     best = graph.of_nodes(unscored)
     for count in range(1, len(order) + 1):
