@@ -9,6 +9,7 @@ from scipy import sparse
 
 from saelab.analysis.compare import CodeMatrix, Side, compare, load_comparison, save_comparison
 from saelab.core.errors import ActivationError, ConfigError, CorruptError, FormatError, OutputExistsError, StoreError
+from saelab.sae.folder import load_sae
 from tests.analysis.compare.planted import codes, sparse_codes, unit
 
 ORDER = np.random.default_rng(9).permutation(24)
@@ -69,8 +70,6 @@ def test_save_and_load(found, tmp_path):
     with pytest.raises(OutputExistsError):
         save_comparison(found, folder)
     with pytest.raises(FormatError, match="expected sae"):
-        from saelab.sae.folder import load_sae
-
         load_sae(folder)
     data = (folder / "arrays.npz").read_bytes()
     (folder / "arrays.npz").write_bytes(data[:-20])
