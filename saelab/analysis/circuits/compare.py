@@ -118,7 +118,7 @@ def compare(
     if truth is None:
         reference = found.get("patching") or patch_edges(runner)
         edges, source = _reference(runner, reference, reference_share)
-        nodes: np.ndarray = edges.any(0)
+        nodes = np.asarray(edges.any(0))
     else:
         edges, nodes, source = truth.edges, truth.nodes, f"{truth.name}: {truth.source}"
     judge = EdgeRunner(parts, heldout, setting)

@@ -161,7 +161,7 @@ class EdgeGraph:
             for r, reader in enumerate(self.readers):
                 if mask[r].any():
                     fed[list(reader.owners)] = True
-            used: np.ndarray = mask.any(0)
+            used = np.asarray(mask.any(0))
             needed = np.array([not r.owners or bool(used[list(r.owners)].any()) for r in self.readers])
             kept: np.ndarray = mask & fed[None] & needed[:, None]
             if (kept == mask).all():
