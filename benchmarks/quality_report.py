@@ -112,7 +112,7 @@ def _sweep(rows: Sequence[Row], subject: str) -> str:
         cells = []
         for point in POINTS if variant.knob == "k" else variant.sweep:
             tried = {row["lr"]: row for row in mine if row["point"] == point}
-            best = min(tried.values(), key=lambda row: row["fvu"] * math.sqrt(max(row["l0"], 1e-3)), default=None)
+            best = tried.get(best_rate(variant, subject, mine, [variant], point)) if tried else None
             cells.append(_swept(best, len(tried)))
         cells += ["-"] * (len(POINTS) - len(cells))
         if mine:
@@ -152,11 +152,14 @@ def _raw(rows: Sequence[Row], subject: str) -> str:
 
 
 def paired(ours: Sequence[Row], theirs: Sequence[Row], l0: float, key: str) -> tuple[float, float] | None:
-    """Return the difference of means (ours - theirs) at an L0 and its standard error; None where either is missing."""
+    """Return the difference of means (ours - theirs) at an L0 and its standard error.
+
+    None where either is missing; the error is nan where either has a single seed.
+    """
     a, b = at_points(ours, l0, key), at_points(theirs, l0, key)
     if not a or not b:
         return None
-    error = sum(statistics.variance(values) / len(values) if len(values) > 1 else 0.0 for values in (a, b))
+    error = sum(statistics.variance(values) / len(values) if len(values) > 1 else math.nan for values in (a, b))
     return statistics.fmean(a) - statistics.fmean(b), math.sqrt(error)
 
 
@@ -165,6 +168,8 @@ def judge(difference: tuple[float, float] | None, *, lower_is_better: bool) -> s
     if difference is None:
         return "-"
     gap, error = difference
+    if math.isnan(error):
+        return "(too few seeds)"
     if abs(gap) <= 2 * error:
         return "level"
     return "better" if (gap < 0) == lower_is_better else "worse"

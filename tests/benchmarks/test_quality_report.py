@@ -38,6 +38,7 @@ def test_judgement():
     assert quality_report.judge((0.1, 0.01), lower_is_better=True) == "worse"
     assert quality_report.judge((0.1, 0.01), lower_is_better=False) == "better"
     assert quality_report.judge((0.1, 0.06), lower_is_better=True) == "level"
+    assert quality_report.judge((0.1, float("nan")), lower_is_better=True) == "(too few seeds)"
 
 
 def test_plot_is_small_and_draws_each_variant(rows, tmp_path):
