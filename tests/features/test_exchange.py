@@ -137,8 +137,8 @@ def test_real_saedashboard_files(shared, tmp_path):
         ("batch-0.json", b'{"features": [{"feature_index": 0, "activations": [{"tokens": ["a"], "values": []}]}]}'),
         ("batch-0.json", b'{"features": [{"feature_index": 0, "activations": [{"tokens": ["a"], "values": [NaN]}]}]}'),
         ("features/batch-0.jsonl.gz", b"no gzip"),
-        ("features/batch-0.jsonl.gz", gzip.compress(b'{"index": "x"}\n')),
-        ("strange/batch-0.jsonl.gz", gzip.compress(b"{}\n")),
+        ("features/batch-0.jsonl.gz", gzip.compress(b'{"index": "x"}\n', mtime=0)),
+        ("strange/batch-0.jsonl.gz", gzip.compress(b"{}\n", mtime=0)),
         ("other.json", b"{}"),
     ],
 )
