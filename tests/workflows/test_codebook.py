@@ -68,8 +68,8 @@ def check_codes_can_be_set(model, machine, site, code_of_state):
 
 def a_job(**changes):
     tiny = {"states": 4, "edges": 2, "base": 2, "digits": 2, "length": 16}
-    training = {"steps": 400, "rows": 32, "lr": 1e-2}
-    sizes = {"n_layers": 1, "d_model": 32, "n_heads": 2}
+    training = {"steps": 400, "rows": 32, "lr": 3e-3}
+    sizes = {"n_layers": 1, "d_model": 64, "n_heads": 4}
     book = {"codes": 32, "k": 1, "dead_after_tokens": 5000}
     return CodebookJob(
         **{"tokfsm": tiny, "training": training, "new_model": sizes, "codebook": book, "eval_rows": 100, **changes}

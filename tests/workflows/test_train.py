@@ -133,7 +133,7 @@ def test_what_end_to_end_and_pairs_need(made, tmp_path, capsys):
     out = ["--out", tmp_path / "x"]
     assert saelab("train", "configs/end-to-end.yaml", "--store", made / "store", "--sae.d_sae", 64, *out) == 1
     assert "runs the model" in capsys.readouterr().err
-    assert saelab("train", "configs/contrastive.yaml", "--store", made / "store", *out) == 1
+    assert saelab("train", "configs/contrastive.yaml", "--store", made / "store", "--site", SITE, *out) == 1
     assert "exactly one" in capsys.readouterr().err
     command = ["train", "configs/relu.yaml", "--store", made / "store", "--sae.architecture", "contrastive"]
     assert saelab(*command, "--sae.sparsity", 1, "--site", SITE, *out) == 1
