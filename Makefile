@@ -6,7 +6,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # An environment variable, because pip's -c does not reach the environment in which the wheel is built.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test test-slow check bench build clean
+.PHONY: demo test test-slow check bench docs build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,7 +14,8 @@ help:
 	@echo "make test       install, then run the tests (under 10 minutes on two cores)"
 	@echo "make test-slow  the long tests: kill -9 loops, the demo end to end, the wheel in a clean environment"
 	@echo "make check      lint, format, types, import layers"
-	@echo "make bench      the benchmarks behind docs/performance.md"
+	@echo "make bench      the benchmarks behind docs/performance.md (under 20 minutes on two cores)"
+	@echo "make docs       the documentation site, in site/"
 
 # torch first and alone: its version decides which of its many builds is taken.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -39,7 +40,13 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	for b in harvest stream train_step memory features; do echo "== $$b"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+	for b in harvest stream "train_step --repeats 5 --no-memory" memory kernels "scaling --repeats 3" \
+	  "spgemm --tokens 250000" features; do \
+	  set -- $$b; script=$$1; shift; echo "== $$b"; $(BIN)/python benchmarks/$$script.py "$$@" || exit 1; done
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 build: $(VENV)/.installed
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
