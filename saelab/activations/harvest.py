@@ -40,7 +40,7 @@ class HarvestConfig(Config):
     """Text rows in one forward pass."""
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
     """Dtype on disk; "model" keeps the model's activations bit for bit."""
-    shard_bytes: int = Field(default=64 << 20, gt=0)
+    shard_bytes: int = Field(default=32 << 20, gt=0)
     """Size of one shard file; memory use is about twice that."""
     outlier_norm: float | None = Field(default=None, gt=1)
     """Leave out tokens whose norm at any site exceeds this many times the running median norm."""

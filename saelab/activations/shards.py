@@ -6,7 +6,7 @@ site alone. A tensor is verified when it is first touched; it is then read throu
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,24 +54,21 @@ class ShardInfo:
         return ShardInfo(str(data["file"]), int(data["rows"]), int(data["bytes"]), dict(data["checksums"]))
 
 
-def write_shard(folder: Path, file: str, tensors: Mapping[str, Sequence[Shaped[Tensor, "_ ..."]]]) -> ShardInfo:
+def write_shard(folder: Path, file: str, tensors: Mapping[str, Shaped[Tensor, "rows ..."]]) -> ShardInfo:
     """Write one shard atomically and durably; return its entry for the manifest. Raises ``OutputError``.
 
-    Each tensor comes in pieces (at least one), one after the other along the rows. They are written from where they
-    are, without a joined or serialised copy in memory, the widest dtype first so that each tensor is aligned when the
-    file is mapped.
+    The tensors are written from where they are, without a serialised copy in memory, the widest dtype first so that
+    each is aligned when the file is mapped.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name][0].dtype.itemsize, name))
-    rows = sum(piece.shape[0] for piece in tensors[names[0]])
-    raw = {name: [piece.contiguous().view(-1).view(torch.uint8).numpy() for piece in tensors[name]] for name in names}
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    raw = {name: tensors[name].contiguous().view(-1).view(torch.uint8).numpy() for name in names}
     header: dict[str, Any] = {}
     offset = 0
     for name in names:
-        end = offset + sum(piece.nbytes for piece in raw[name])
-        first = tensors[name][0]
+        end = offset + raw[name].nbytes
         header[name] = {
-            "dtype": _NAMES[first.dtype],
-            "shape": [rows, *first.shape[1:]],
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
             "data_offsets": [offset, end],
         }
         offset = end
@@ -81,10 +78,9 @@ def write_shard(folder: Path, file: str, tensors: Mapping[str, Sequence[Shaped[T
     with atomic_writer(folder / file) as out:
         out.write(head)
         for name in names:
-            for piece in raw[name]:
-                out.write(piece.data)
-    sums = {HEADER: _crc(head)} | {name: _crc(*raw[name]) for name in sorted(names)}
-    return ShardInfo(file, rows, len(head) + offset, sums)
+            out.write(raw[name].data)
+    sums = {HEADER: _crc(head)} | {name: _crc(raw[name]) for name in sorted(names)}
+    return ShardInfo(file, next(iter(tensors.values())).shape[0], len(head) + offset, sums)
 
 
 class ShardReader:
@@ -145,8 +141,5 @@ class ShardReader:
         )
 
 
-def _crc(*pieces: Any) -> str:
-    value = 0
-    for piece in pieces:
-        value = zlib.crc32(piece, value)
-    return f"{value:08x}"
+def _crc(data: Any) -> str:
+    return f"{zlib.crc32(data):08x}"

@@ -1,11 +1,12 @@
-"""Rows in, shards out: the pieces of a shard are kept as they come and written by a background thread."""
+"""Rows in, shards out: fixed-size shards filled in memory and written by a background thread."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -18,8 +19,8 @@ Cursor = dict[str, Any]
 class ShardWriter:
     """Cuts a sequence of rows into shards of ``rows_per_shard``.
 
-    One shard is being filled while the one before is being written, so memory is twice a shard. Rows are not copied:
-    the tensors given to :meth:`add` must not be changed afterwards. After each shard is safe on disk,
+    One shard is being filled while the one before is being written, so memory is twice a shard, and the same memory all
+    the way: the first touch of a page costs more than copying it. After each shard is safe on disk,
     ``on_shard(shards so far, cursor)`` is called (in the background thread). Errors of the background thread are raised
     by the next call.
     """
@@ -27,18 +28,19 @@ class ShardWriter:
     def __init__(
         self,
         folder: Path,
-        tensors: Iterable[str],
+        tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
         rows_per_shard: int,
         *,
         written: list[ShardInfo],
         on_shard: Callable[[list[ShardInfo], Cursor], None],
     ) -> None:
-        self._folder, self._rows = folder, rows_per_shard
+        self._folder, self._tensors, self._rows = folder, dict(tensors), rows_per_shard
         self.shards = list(written)
         """Shards that are safe on disk."""
         self._on_shard = on_shard
         self._next = len(written)
-        self._pieces: dict[str, list[Tensor]] = {name: [] for name in tensors}
+        self._buffer = self._allocate()
+        self._spare: list[dict[str, Tensor]] = []
         self._fill = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saelab-writer")
         self._pending: Future[None] | None = None
@@ -51,8 +53,8 @@ class ShardWriter:
         """
         while begin < end:
             take = min(end - begin, self._rows - self._fill)
-            for name, pieces in self._pieces.items():
-                pieces.append(columns[name][begin : begin + take])
+            for name, tensor in self._buffer.items():
+                tensor[self._fill : self._fill + take] = columns[name][begin : begin + take]
             self._fill += take
             begin += take
             if self._fill == self._rows:
@@ -74,17 +76,22 @@ class ShardWriter:
         self._pool.shutdown(wait=True)
 
     def _submit(self, cursor: Cursor) -> None:
-        pieces, number = self._pieces, self._next
+        buffer, rows, number = self._buffer, self._fill, self._next
         self._wait()
-        self._pieces = {name: [] for name in pieces}
+        self._buffer = self._spare.pop() if self._spare else self._allocate()
         self._fill, self._next = 0, number + 1
-        self._pending = self._pool.submit(self._write, pieces, number, cursor)
+        self._pending = self._pool.submit(self._write, buffer, rows, number, cursor)
 
     def _wait(self) -> None:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _write(self, pieces: dict[str, list[Tensor]], number: int, cursor: Cursor) -> None:
-        self.shards.append(write_shard(self._folder, f"shard-{number:05d}.safetensors", pieces))
+    def _write(self, buffer: dict[str, Tensor], rows: int, number: int, cursor: Cursor) -> None:
+        part = {name: tensor[:rows] for name, tensor in buffer.items()}
+        self.shards.append(write_shard(self._folder, f"shard-{number:05d}.safetensors", part))
         self._on_shard(self.shards, cursor)
+        self._spare.append(buffer)
+
+    def _allocate(self) -> dict[str, Tensor]:
+        return {name: torch.empty(self._rows, *shape, dtype=dtype) for name, (shape, dtype) in self._tensors.items()}

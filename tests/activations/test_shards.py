@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from saelab.activations.shards import HEADER, ShardInfo, ShardReader, write_shard
 from saelab.core.errors import CorruptError
@@ -21,15 +20,10 @@ def tensors(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     }
 
 
-def pieces(whole: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-    """Cut every tensor into pieces, one of them empty."""
-    return {name: [tensor[:3], tensor[3:3], tensor[3:]] for name, tensor in whole.items()}
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_shard_is_a_safetensors_file_and_reads_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     written = tensors(dtype)
-    info = write_shard(tmp_path, "shard.safetensors", pieces(written))
+    info = write_shard(tmp_path, "shard.safetensors", written)
     assert info.bytes == (tmp_path / "shard.safetensors").stat().st_size
     loaded = load_file(tmp_path / "shard.safetensors")
     reader = ShardReader(tmp_path, ShardInfo.from_dict(info.to_dict()))
@@ -40,7 +34,7 @@ def test_a_shard_is_a_safetensors_file_and_reads_back_bit_for_bit(tmp_path: Path
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    info = write_shard(tmp_path, "s", pieces(tensors()))
+    info = write_shard(tmp_path, "s", tensors())
     good = (tmp_path / "s").read_bytes()
     assert set(info.checksums) == {HEADER, *tensors()}
     for byte in range(len(good)):
@@ -56,7 +50,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_truncated_grown_and_missing_files_are_named(tmp_path: Path) -> None:
-    info = write_shard(tmp_path, "s", pieces(tensors()))
+    info = write_shard(tmp_path, "s", tensors())
     good = (tmp_path / "s").read_bytes()
     for bad in (good[:-1], good[:4], b"", good + b"\0"):
         (tmp_path / "s").write_bytes(bad)
@@ -68,7 +62,7 @@ def test_truncated_grown_and_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_only_the_tensor_that_is_read_is_verified(tmp_path: Path) -> None:
-    info = write_shard(tmp_path, "s", pieces(tensors()))
+    info = write_shard(tmp_path, "s", tensors())
     data = bytearray((tmp_path / "s").read_bytes())
     at = bytes(data).index(tensors()["other"].numpy().tobytes())
     data[at + 3] ^= 4
