@@ -32,7 +32,7 @@ def test_commands_of_the_readme_are_known_to_saelab():
     from saelab.cli.main import COMMANDS
 
     for name in ("README.md", "docs/main-job.md"):
-        for command in re.findall(r"(?:^|`)saelab ([a-z]+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.M):
+        for command in re.findall(r"(?:^|`)saelab ([a-z-]+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.M):
             assert command in COMMANDS, f"{name}: saelab {command}"
 
 
