@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from jsonl import append_row, markdown, mean_spread, put_section, read_rows
+from jsonl import add_table_options, append_row, markdown, mean_spread, printed, read_rows
 from quality_measure import ROWS_PER_BATCH, HeldOut, measure
 from quality_plan import BATCH, SEEDS
 from quality_subjects import SUBJECTS, Opened, open_subject
@@ -225,18 +225,11 @@ def main() -> None:
     """Run the benchmark, or print what it found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder for stores, as of quality.py")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    add_table_options(parser, RESULTS)
     parser.add_argument("--lr", type=float, default=8e-3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the tables of the results")
-    parser.add_argument("--docs", type=Path, help="put the tables into this page")
     args = parser.parse_args()
-    if args.table or args.docs:
-        text = tables(read_rows(args.results))
-        if args.table:
-            print(text)
-        if args.docs:
-            put_section(args.docs, "gradient", text)
+    if printed(args, "gradient", tables):
         return
     if args.work is None:
         parser.error("give --work, a folder for stores")

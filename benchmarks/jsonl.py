@@ -1,10 +1,11 @@
 """Results as one JSON object per line, appended as they come, and tables of them put into the docs."""
 
+import argparse
 import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,22 @@ def put_section(page: Path, name: str, text: str) -> None:
     if not found or not closed:
         raise SystemExit(f"{page} has no section {begin} ... {end}; add the two lines")
     page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def add_table_options(parser: argparse.ArgumentParser, results: Path) -> None:
+    """Add the options of :func:`printed`."""
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--table", action="store_true", help="print the tables of the results")
+    parser.add_argument("--docs", type=Path, help="put the tables into this page")
+
+
+def printed(args: argparse.Namespace, section: str, tables: Callable[[list[dict[str, Any]]], str]) -> bool:
+    """Print the tables of what was measured, or put them into a page; say whether that was what was asked for."""
+    if not (args.table or args.docs):
+        return False
+    text = tables(read_rows(args.results))
+    if args.table:
+        print(text)
+    if args.docs:
+        put_section(args.docs, section, text)
+    return True

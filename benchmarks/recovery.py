@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from jsonl import append_row, markdown, mean_spread, put_section, read_rows
+from jsonl import add_table_options, append_row, markdown, mean_spread, printed, read_rows
 
 from saelab.analysis.synthetic import Planted, PlantedStream, hier, recovery, superpos, zipf
 from saelab.core.config import parse_config
@@ -162,19 +162,12 @@ def tables(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run the benchmark, or print what it found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    add_table_options(parser, RESULTS)
     parser.add_argument("--fixtures", nargs="+", choices=FIXTURES, default=list(FIXTURES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the tables of the results")
-    parser.add_argument("--docs", type=Path, help="put the tables into this page")
     args = parser.parse_args()
-    if args.table or args.docs:
-        text = tables(read_rows(args.results))
-        if args.table:
-            print(text)
-        if args.docs:
-            put_section(args.docs, "recovery", text)
+    if printed(args, "recovery", tables):
         return
     torch.set_num_threads(args.threads)
     set_progress(False)

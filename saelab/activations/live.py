@@ -27,8 +27,8 @@ from torch import Tensor
 
 from saelab.activations.collect import Collector, ReadableModel, TextBatch, TextRows, is_padded
 from saelab.activations.permutation import Permutation
-from saelab.core.batch import Batch
-from saelab.core.errors import ConfigError, ResumeError, TextError
+from saelab.core.batch import Batch, require_same_stream
+from saelab.core.errors import ConfigError, TextError
 from saelab.core.progress import progress
 
 Cursor = dict[str, Any]
@@ -103,12 +103,7 @@ class LiveStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a position of :meth:`state_dict`; :class:`ResumeError` when it is of another stream."""
-        for key, value in self._identity.items():
-            if state.get(key) != value:
-                raise ResumeError(
-                    f"the saved stream position has {key} {state.get(key)!r}, this stream has {value!r}; "
-                    "resume with the settings of the interrupted run"
-                )
+        require_same_stream(self._identity, state)
         self._position = {key: state[key] for key in ("block", "drawn", "cursor")}
 
     def __iter__(self) -> Iterator[Batch]:

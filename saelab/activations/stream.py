@@ -19,8 +19,8 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from saelab.activations.permutation import Permutation
-from saelab.core.batch import Batch
-from saelab.core.errors import ConfigError, ResumeError
+from saelab.core.batch import Batch, require_same_stream
+from saelab.core.errors import ConfigError
 
 Gather = Callable[[str, Int64[Tensor, " n"]], Shaped[Tensor, "n ..."]]
 _CHUNK_BYTES = 16 << 20  # below the allocator's mmap threshold, so that memory is reused and not faulted in anew
@@ -79,12 +79,7 @@ class StoreStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a position of :meth:`state_dict`; :class:`ResumeError` when it is of another stream."""
-        for key, value in self._identity.items():
-            if state.get(key) != value:
-                raise ResumeError(
-                    f"the saved stream position has {key} {state.get(key)!r}, this stream has {value!r}; "
-                    "resume with the settings and the store of the interrupted run"
-                )
+        require_same_stream(self._identity, state)
         self._position = int(state["epoch"]) * self.n_rows + int(state["offset"])
 
     def __iter__(self) -> Iterator[Batch]:

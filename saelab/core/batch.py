@@ -1,11 +1,13 @@
 """``Batch``: what a training step receives, and ``BatchSource``: where batches come from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
+
+from saelab.core.errors import ResumeError
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +38,13 @@ class BatchSource(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a position given by :meth:`state_dict`."""
+
+
+def require_same_stream(identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Raise :class:`ResumeError` when a saved ``state`` is a position of another source than ``identity`` says."""
+    for key, value in identity.items():
+        if state.get(key) != value:
+            raise ResumeError(
+                f"the saved stream position has {key} {state.get(key)!r}, this stream has {value!r}; "
+                "resume with the data and the settings of the interrupted run"
+            )

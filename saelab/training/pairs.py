@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.core.batch import Batch
-from saelab.core.errors import ActivationError, ConfigError, ResumeError
+from saelab.core.batch import Batch, require_same_stream
+from saelab.core.errors import ActivationError, ConfigError
 
 
 class PairedBatches:
@@ -77,9 +77,7 @@ class PairedBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a position of :meth:`state_dict`; :class:`ResumeError` when it is of other pairs."""
-        for key, value in self._identity.items():
-            if state.get(key) != value:
-                raise ResumeError(f"the saved position has {key} {state.get(key)!r}, these pairs have {value!r}")
+        require_same_stream(self._identity, state)
         self._position = {key: int(state[key]) for key in self._position}
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from saelab.core.batch import Batch
-from saelab.core.errors import ActivationError, ResumeError, TextError
+from saelab.core.batch import Batch, require_same_stream
+from saelab.core.errors import ActivationError, TextError
 from saelab.training.end_to_end import SpliceableModel, TextBatch
 
 
@@ -81,12 +81,7 @@ class TextStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to a position of :meth:`state_dict`; :class:`ResumeError` when it is of another stream."""
-        for key, value in self._identity.items():
-            if state.get(key) != value:
-                raise ResumeError(
-                    f"the saved text position has {key} {state.get(key)!r}, this stream has {value!r}; resume with "
-                    "the settings of the interrupted run"
-                )
+        require_same_stream(self._identity, state)
         self._position = {key: int(state[key]) for key in self._position}
 
     def __iter__(self) -> Iterator[Batch]:

@@ -203,17 +203,13 @@ def _report(study: Study) -> str:
     """One HTML page that needs nothing from outside."""
     from html import escape
 
-    table = study.to_frame().to_html(index=False, float_format=lambda value: f"{value:.4g}", border=0)
-    figure = study.plot().to_html(full_html=False, include_plotlyjs=True)
+    from saelab.analysis.html import page, table
+
     lost = "".join(
         f"<p>{escape(name)}: {len(features):,} features of the dense SAE (seed {study.seeds[0]}) are lost there and "
         f"not in the control: {', '.join(map(str, features[:200]))}</p>"
         for name, features in study.lost.items()
     )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Sparsity and features</title>"
-        "<style>:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;"
-        "padding:0 1rem}td,th{padding:.1rem .6rem;text-align:right}</style><h1>What sparsity does to features</h1>"
-        "<p>Row <i>dense</i> under matched and lost is the control: two seeds on the dense model.</p>"
-        f"{table}{figure}{lost}</html>"
-    )
+    control = "<p>Row <i>dense</i> under matched and lost is the control: two seeds on the dense model.</p>"
+    figure = study.plot().to_html(full_html=False, include_plotlyjs=False)
+    return page("What sparsity does to features", f"{control}{table(study.to_frame())}{figure}{lost}")

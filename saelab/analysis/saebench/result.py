@@ -184,6 +184,32 @@ class FullEvaluation:
         return f"FullEvaluation({', '.join(self.evals)}; {len(self.flags())} numbers matched by a control)"
 
 
+def by_dictionary(
+    eval_type_id: str,
+    config: Mapping[str, Any],
+    values: Mapping[str, Mapping[str, list[float]]],
+    details: list[dict[str, Any]],
+    *,
+    group: str,
+    headline: Sequence[str],
+) -> EvalResult:
+    """Return the means of ``values`` (dictionary -> metric -> one number per part), the SAE's and its controls'.
+
+    ``group`` is the name SAEBench gives to the metrics; of the ``headline`` ones larger is better, and their parts are
+    kept for the flags.
+    """
+    metrics = {name: {group: {key: mean(v) for key, v in found.items()}} for name, found in values.items()}
+    return EvalResult(
+        eval_type_id,
+        dict(config),
+        metrics.pop("sae"),
+        details,
+        controls=metrics,
+        better=dict.fromkeys(headline, "higher"),
+        parts={key: {name: found[key] for name, found in values.items()} for key in headline},
+    )
+
+
 def skipped(eval_type_id: str, why: str, config: Mapping[str, Any] | None = None) -> EvalResult:
     """Return the result of an evaluation that could not be made."""
     return EvalResult(eval_type_id, dict(config or {}), {}, skipped=why)

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 
 from saelab.analysis.saebench.examples import Pooled
 from saelab.analysis.saebench.probes import Probe, fit_probe, mean_difference, top_k
-from saelab.analysis.saebench.result import EvalResult, mean, skipped
+from saelab.analysis.saebench.result import EvalResult, by_dictionary, skipped
 from saelab.analysis.saebench.tpp import THRESHOLDS
 
 EVAL = "scr"
@@ -104,17 +104,8 @@ def scr(
                 details.append({"dataset_name": f"{pair.name}_results", **problem.accuracies, **counts, **found})
     if not values["sae"]:
         return skipped(EVAL, f"no pair whose confounded probe loses {LEAST_ROOM} of accuracy: nothing to mend", config)
-    metrics = {name: {"scr_metrics": {key: mean(v) for key, v in found.items()}} for name, found in values.items()}
     headline = [f"scr_metric_threshold_{n}" for n in thresholds if n in (5, 20, 100)]
-    return EvalResult(
-        EVAL,
-        config,
-        metrics.pop("sae"),
-        details,
-        controls=metrics,
-        better=dict.fromkeys(headline, "higher"),
-        parts={key: {name: values[name][key] for name in decoders} for key in headline},
-    )
+    return by_dictionary(EVAL, config, values, details, group="scr_metrics", headline=headline)
 
 
 class _Problem:

@@ -13,7 +13,7 @@ import numpy as np
 
 from saelab.analysis.saebench.examples import LabelledSet
 from saelab.analysis.saebench.probes import Probe, balanced, fit_probe, mean_difference, top_k
-from saelab.analysis.saebench.result import EvalResult, mean, skipped
+from saelab.analysis.saebench.result import EvalResult, by_dictionary, mean, skipped
 
 EVAL = "tpp"
 THRESHOLDS = (2, 5, 10, 20, 50, 100, 500)
@@ -48,17 +48,8 @@ def tpp(
                 values[name].setdefault(key, []).extend(per_class)
             if name == "sae":
                 details.append({"dataset_name": f"{data.name}_tpp", **{key: mean(v) for key, v in found.items()}})
-    metrics = {name: {"tpp_metrics": {key: mean(v) for key, v in found.items()}} for name, found in values.items()}
     headline = [f"tpp_threshold_{n}_total_metric" for n in thresholds if n in (5, 20, 100)]
-    return EvalResult(
-        EVAL,
-        config,
-        metrics.pop("sae"),
-        details,
-        controls=metrics,
-        better=dict.fromkeys(headline, "higher"),
-        parts={key: {name: values[name][key] for name in decoders} for key in headline},
-    )
+    return by_dictionary(EVAL, config, values, details, group="tpp_metrics", headline=headline)
 
 
 class _Problem:
