@@ -20,7 +20,7 @@ from saelab.sparsity.layers import Layer, linear_layers, zeros
 from saelab.sparsity.methods.structured import Branch, branches, shrink
 
 LEAST_ZEROS = 0.5
-"""Layers with fewer zeros than this are not timed: the dense product always won below it."""
+"""Layers with fewer zeros than this are not timed (our choice; ``benchmarks/sparsity.py kernels`` shows the region)."""
 MARGIN = 0.9
 """Sparse must take less than this share of the dense time."""
 ROUNDS = 5
