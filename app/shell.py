@@ -25,8 +25,8 @@ STYLE = """
 [data-testid="stMetricValue"]{font-size:1.35rem;font-variant-numeric:tabular-nums}
 [data-testid="stMetricLabel"]{opacity:.75}
 [data-testid="stHtml"]:has(.sl){overflow:visible}
-h1{font-size:1.7rem!important;padding-bottom:.2rem!important}
-h3{font-size:1.05rem!important;padding-bottom:0!important}
+h1{font-size:1.7rem!important;padding-bottom:.5rem!important}
+h3{font-size:1.05rem!important;padding-bottom:.35rem!important}
 """
 
 

@@ -1,25 +1,58 @@
-"""Pages that the site makes from the program itself: commands with their keys, and the public names."""
+"""Pages that the site makes from the program itself; nothing of them is kept in the repository.
 
+Commands with their options, config classes with their keys, architectures with their equations, the YAML files of
+``configs/``, and the public names. ``tests/docs/test_reference.py`` fails when one of these has nothing to show.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parents[1]
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):(`|<code>)~?")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages."""
-    files.append(File.generated(config, "reference/commands.md", content="\n".join(_commands())))
-    files.append(File.generated(config, "reference/api.md", content="\n".join(_names())))
+    pages = {
+        "commands": commands,
+        "configs": configs,
+        "architectures": architectures,
+        "recipes": recipes,
+        "api": names,
+    }
+    for name, page in pages.items():
+        files.append(File.generated(config, f"reference/{name}.md", content="\n".join(page())))
     return files
 
 
-def _commands() -> Iterator[str]:
+def on_page_content(html: str, **_: Any) -> str:
+    """Take Sphinx's roles off the names in docstrings."""
+    return ROLE.sub(r"\1", html)
+
+
+def commands() -> Iterator[str]:
+    """Write a section for each command."""
     from saelab.cli.main import COMMANDS, main
 
     context = click.Context(main, info_name="saelab")
     yield "# Commands\n"
-    yield "Every key is an option, `--dotted.key VALUE`, and a key of the command's YAML file. Made from the program.\n"
+    yield (
+        "Every key is an option, `--dotted.key VALUE`, and a key of the command's YAML file ([all keys by "
+        "class](configs.md)). `saelab --quiet COMMAND` shows no progress bars, `saelab --debug COMMAND` the traceback "
+        "of an error. Exit codes: 0 done, 1 a mistake that one line explains, 2 wrong usage, 130 interrupted. Made "
+        "from the program.\n"
+    )
     for name, line in COMMANDS.items():
         command = main.get_command(context, name)
         assert command is not None
@@ -36,7 +69,7 @@ def _parameters(command: click.Command, path: str, parent: click.Context) -> Ite
     if shown:
         yield "| option | meaning |\n| --- | --- |"
         for option, text in shown:
-            yield f"| `{_cell(option)}` | {_cell(text)} |"
+            yield f"| `{_cell(option)}` | {_text(text)} |"
         yield ""
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -46,15 +79,143 @@ def _parameters(command: click.Command, path: str, parent: click.Context) -> Ite
             yield from _parameters(inner, f"{path} {name}", context)
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def config_classes() -> list[type[Any]]:
+    """Return every config class of the package, by module."""
+    import saelab
+    from saelab.core.config import Config
+
+    for module in pkgutil.walk_packages(saelab.__path__, "saelab."):
+        # Modules of kernels need a GPU's compiler and hold no configs.
+        if not module.name.startswith("saelab.kernels.") and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found: dict[type[Any], None] = {}
+
+    def collect(base: type[Any]) -> None:
+        for one in base.__subclasses__():
+            if one.__module__.startswith("saelab."):
+                found[one] = None
+            collect(one)
+
+    collect(Config)
+    return sorted(found, key=lambda one: (one.__module__, one.__name__))
 
 
-def _names() -> Iterator[str]:
+def configs() -> Iterator[str]:
+    """Write a table of keys for each config class."""
+    yield "# Configs\n"
+    yield (
+        "All config classes are frozen, refuse unknown keys and name the nearest known one. Defaults live in the class "
+        "and nowhere else. A key whose type is another class is a mapping in YAML and a dotted option "
+        "(`--harvest.max_tokens`). Made from the program.\n"
+    )
+    for one in config_classes():
+        if one.model_fields:
+            yield f"## {one.__name__}\n\n`{one.__module__}`. {_prose(one)}\n"
+            yield from _keys(one)
+
+
+def _keys(one: type[Any]) -> Iterator[str]:
+    yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
+    for key, field in one.model_fields.items():
+        default = "required" if field.is_required() else f"`{_cell(_default(field))}`"
+        text = field.description or ("Tells which class this is." if is_tag(field) else "")
+        yield f"| `{key}` | `{_cell(_type(field.annotation))}` | {default} | {_text(text)} |"
+    yield ""
+
+
+def is_tag(field: Any) -> bool:
+    """Return whether a field only names its class, as ``architecture: topk`` does."""
+    return typing.get_origin(field.annotation) is typing.Literal and field.default in typing.get_args(field.annotation)
+
+
+def _type(annotation: Any) -> str:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
+    text = re.sub(r"\b(?:[a-z_]+\.)+", "", str(annotation))
+    text = re.sub(r",? ?FieldInfo\(.*", "", text) if "FieldInfo" in text else text
+    return text.replace("Literal", "").replace("NoneType", "None").replace("Annotated[", "")
+
+
+def _default(field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    return value.__class__.__name__ + "()" if isinstance(value, BaseModel) else repr(value)
+
+
+def architectures() -> Iterator[str]:
+    """Write what each architecture's module says of itself, and its keys."""
+    from saelab.sae.registry import ARCHITECTURES
+
+    yield "# Architectures\n"
+    yield (
+        "What each file in `saelab/sae/` says: equations, paper, choices of ours. All equations are in scaled units "
+        "unless said otherwise. [When to take which](../architectures.md) is a page of its own. Made from the "
+        "program.\n"
+    )
+    for name, entry in ARCHITECTURES.items():
+        doc = inspect.getdoc(sys.modules[entry.sae.__module__]) or ""
+        yield f"## {name}\n\n`{entry.sae.__module__}.{entry.sae.__name__}`\n\n{_markdown(doc)}\n"
+        yield from _keys(entry.config)
+    codebook = importlib.import_module("saelab.sae.codebook")
+    yield "## codebook\n\nNot trained like the others: `saelab codebook` trains a model around it.\n"
+    yield f"{_markdown(inspect.getdoc(codebook) or '')}\n"
+    yield from _keys(codebook.CodebookConfig)
+
+
+def recipe_files() -> list[Path]:
+    """Return the YAML files that ship with saelab."""
+    return sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def about(recipe: Path) -> str:
+    """Return the comment a recipe begins with; empty when there is none."""
+    lines = []
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return lines[0] if lines else ""
+
+
+def recipes() -> Iterator[str]:
+    """Write every YAML file of configs/ with its comment."""
+    yield "# Recipes\n"
+    yield (
+        "The YAML files in `configs/`; they are part of the package, so `saelab train configs/relu.yaml` works in any "
+        "folder. Any key can be overridden on the command line. Those in `configs/sparsity/` are for `saelab "
+        "sparsify --recipe`. Made from the files.\n"
+    )
+    for path in recipe_files():
+        yield f"## {path.relative_to(ROOT / 'configs')}\n\n{about(path)}\n"
+        yield f"```yaml\n{path.read_text(encoding='utf-8').strip()}\n```\n"
+
+
+def names() -> Iterator[str]:
+    """Write a section for each public name."""
     import saelab
 
     yield "# Python names\n"
     yield "`import saelab` offers these; each is imported when first used.\n"
     for name in saelab.__all__:
         if name != "__version__":
-            yield f"::: {saelab._WHERE[name]}.{name}\n"
+            found = getattr(saelab, name)
+            yield f"::: {found.__module__}.{found.__qualname__}\n"
+
+
+def _prose(one: type[Any]) -> str:
+    return _markdown(inspect.getdoc(one) or "")
+
+
+def _markdown(doc: str) -> str:
+    """Turn a docstring into Markdown: roles off, double backticks single."""
+    return ROLE.sub(r"\1", doc).replace("``", "`")
+
+
+def _text(text: str) -> str:
+    """Return a text for a table's cell, its square brackets no links."""
+    return _cell(text).replace("[", "\\[")
+
+
+def _cell(text: str) -> str:
+    return _markdown(" ".join(text.split()).replace("|", "\\|").replace("<", "&lt;"))

@@ -5,7 +5,7 @@ import shell
 import streamlit as st
 
 from saelab.features.html import bars_html, contexts_html, interval_html, legend_html, spread, weights_html
-from saelab.workflows.browse import MEANING, distinct_contexts, with_descriptions
+from saelab.workflows.browse import MEANING, distinct_contexts, stamp, with_descriptions
 from saelab.workflows.directions import nearest_features
 
 opened = shell.opened()
@@ -118,6 +118,15 @@ with side:
                 weights = shell.live().logit_weights(i)
             if weights is not None:
                 shell.html(bars_html(spread(weights), "logit weight", "vocabulary tokens", logarithmic=True))
+    if st.button("Steer with this feature", icon=":material/tune:", key="to_steer"):
+        st.session_state.steer_with = (i, maximum)
+        st.switch_page(shell.STEER_PAGE)
+
+
+@st.cache_resource(max_entries=32, show_spinner="Taking the feature out of each context …")
+def context_effects(places, feature, n, width, distinct, _store, _engine, _contexts):
+    """Return the loss effects of a feature in its contexts, which everything before the underscores determines."""
+    return _engine.context_effects(_store, _contexts)
 
 
 def top_contexts():
@@ -127,7 +136,20 @@ def top_contexts():
     n = how_many.selectbox("Contexts", [10, 20, 50, 100], index=1, key="n_contexts")
     distinct = once.toggle("one per row of text", value=True, key="distinct")
     contexts, repeated = distinct_contexts(store, i, n, before=width, after=max(width // 2, 3), distinct_rows=distinct)
-    shell.html(legend_html(maximum) + contexts_html(contexts, store.vocabulary, maximum))
+    if st.toggle(
+        "loss effect", key="context_effects",
+        help="How much each token's loss rises when the feature is taken out of the text. Runs the model twice for "
+        "each context.",
+    ):  # fmt: skip
+        with shell.guarded():
+            engine = shell.live()
+            places = [(str(path), stamp(path)) for path in (opened.place.sae, opened.place.store)]
+            effects = context_effects(places, i, n, width, distinct, store, engine, contexts)
+        most = max((float(np.abs(np.nan_to_num(effect)).max()) for effect in effects), default=0.0) or 1.0
+        label = f"rise of the loss (nats) without feature {i}"
+        shell.html(legend_html(most, label, signed=True) + contexts_html(contexts, store.vocabulary, most, effects))
+    else:
+        shell.html(legend_html(maximum) + contexts_html(contexts, store.vocabulary, maximum))
     more = f" {repeated} with the same text are left out." if repeated else ""
     st.caption(f"Value at the underlined token, and row:position in the text.{more}")
 
@@ -205,6 +227,3 @@ with main:
         if tab.open:
             with tab:
                 PANES[name]()
-if st.button("Steer with this feature", icon=":material/tune:", key="to_steer"):
-    st.session_state.steer_with = (i, maximum)
-    st.switch_page(shell.STEER_PAGE)

@@ -169,5 +169,8 @@ with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
 frame = page(store, part, visible, notes, extra)
 if "density" in frame:
     frame["density"] *= 100
-shell.feature_table(frame, "table", column_config=columns([*names]), height=min(36 * (len(frame) + 1), 900))
+configured = columns([*names])
+# Columns of what people write take no room while nobody has written anything.
+configured |= {name: None for name in ("star", "label") if name in frame and not frame[name].astype(bool).any()}
+shell.feature_table(frame, "table", column_config=configured, height=min(36 * (len(frame) + 1), 900))
 st.caption("Click any cell to open the feature. Previous and next on its page then follow this selection.")

@@ -10,6 +10,7 @@ from saelab.workflows.browse import MEANING, METRICS, card, load_evaluation_of, 
 from saelab.workflows.directions import decoder_plane, keep_map, load_map, tsne_map
 from saelab.workflows.runs import read_log
 
+CURVES = {"fvu": "FVU", "loss": "loss", "l0": "L0", "dead_fraction": "dead features"}
 NUMBERS_OF_THINGS = ("nearest", "top_token", "dead")
 
 
@@ -108,7 +109,7 @@ if store is not None:
         dead, dense = int((density == 0).sum()), int((density > 0.1).sum())
         st.caption(
             f"{store.n_features:,} features; {dead:,} never fire on this text (not drawn), {dense:,} fire on more than "
-            f"10 % of the tokens."
+            f"10\u00a0% of the tokens."
         )
     with right:
         st.subheader("How often, and how strongly")
@@ -127,9 +128,10 @@ with left:
     else:
         log = read_log(place.log)
         metric = st.segmented_control(
-            "Metric", ["fvu", "loss", "l0", "dead_fraction"], default="fvu", label_visibility="collapsed", key="curve"
-        )
-        shell.chart(figures.training_curves({place.key: log}, metric or "fvu", metric or "fvu")[0], "curves")
+            "Metric", list(CURVES), default="fvu", required=True, format_func=CURVES.get, key="curve",
+            label_visibility="collapsed",
+        )  # fmt: skip
+        shell.chart(figures.training_curves({place.key: log}, metric, CURVES[metric])[0], "curves")
     if evaluation is not None:
         st.subheader("Active features per token")
         numbers = [k for k, count in enumerate(evaluation.l0_counts) if count]

@@ -9,7 +9,7 @@ from saelab.workflows.browse import with_descriptions
 
 EXAMPLE = "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
 OTHER = 'def write_lines(path, lines):\n    with open(path, "w") as file:\n        file.writelines(lines)\n'
-MEASURES = {"value": "activation", "surprise": "surprise"}
+MEASURES = {"value": "activation", "surprise": "surprise", "effect": "loss effect"}
 EFFECTS = 20
 ORDER = ["feature", "at", "value", "effect", "effect on next", "fires on", "surprise", "relative", "density", "label"]
 
@@ -106,7 +106,11 @@ token = st.pills(
     label_visibility="collapsed",
 )
 by, effect = st.columns([2, 2], vertical_alignment="bottom")
-options = list(MEASURES) if store is not None else ["value"]
+options = ["value", "surprise"] if store is not None else ["value"]
+if st.session_state.get("with_effect"):
+    options.append("effect")
+if st.session_state.get("measure") not in (None, *options):
+    st.session_state.measure = "value"
 measure = by.segmented_control(
     "Strongest by",
     options,
@@ -121,7 +125,8 @@ with_effect = effect.toggle(
     help=f"Runs the model once for each of the first {EFFECTS} features, that feature taken out of the whole text.",
 )
 with shell.guarded():
-    frame = live.features(reading, store, token, measure or "value")
+    # Loss effects are measured for the strongest by activation.
+    frame = live.features(reading, store, token, "value" if measure in (None, "effect") else measure)
 if not len(frame):
     st.info("No feature fires here; special tokens such as BOS are not encoded.")
     st.stop()
@@ -140,6 +145,10 @@ if with_effect:
         following = token + 1
         alone = {i: float(c[following]) if following < len(c) else np.nan for i, c in st.session_state.effects.items()}
         frame["effect on next"] = frame["feature"].map(alone)
+
+    if measure == "effect":
+        order = "effect" if token is None else "effect on next"
+        frame = frame.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
 
 table, view = st.columns([1.15, 1], gap="large")
 with table:

@@ -36,7 +36,7 @@ def _log(values: np.ndarray) -> dict[str, Any]:
     """Settings of a logarithmic axis: ticks at powers of ten, at 2 and 5 too when the values span less than two."""
     positive = values[values > 0]
     wide = len(positive) > 0 and float(positive.max() / positive.min()) > 100
-    return {"type": "log", "dtick": 1 if wide else "D2"}
+    return {"type": "log", "dtick": 1 if wide else "D2", "exponentformat": "power"}
 
 
 @lru_cache(maxsize=1)

@@ -155,13 +155,26 @@ def _marks(text: str) -> str:
     return body.replace("⏎", "<i>⏎</i>").replace("→", "<i>→</i>") if ("⏎" in body or "→" in body) else body
 
 
-def contexts_html(contexts: Sequence[Context], vocabulary: Vocabulary, maximum: float) -> str:
-    """Return contexts as a list: the value at the peak, where it is, and the text in colour."""
+def contexts_html(
+    contexts: Sequence[Context],
+    vocabulary: Vocabulary,
+    maximum: float,
+    effects: Sequence[np.ndarray] | None = None,
+) -> str:
+    """Return contexts as a list: the value at the peak, where it is, and the text in colour.
+
+    With ``effects``, a signed number for each token of each context, the colours are theirs, on a scale from
+    ``-maximum`` to ``maximum``, and pointing at a token also says its activation; nan has no colour.
+    """
     rows = []
-    for context in contexts:
+    for k, context in enumerate(contexts):
         pieces = [vocabulary.bytes_of(int(i)) for i in context.token_ids]
-        hover = [f"row {context.row}, position {context.position - context.peak + k}" for k in range(len(pieces))]
-        body = tokens_html(pieces, context.values, maximum, peak=context.peak, hover=hover)
+        hover = [f"row {context.row}, position {context.position - context.peak + j}" for j in range(len(pieces))]
+        values = context.values
+        if effects is not None:
+            values = np.nan_to_num(effects[k])
+            hover = [f"activation {value:.4g}\n{where}" for value, where in zip(context.values, hover, strict=True)]
+        body = tokens_html(pieces, values, maximum, peak=context.peak, hover=hover)
         place = f"<small>{context.row}:{context.position}</small>"
         rows.append(f'<div class="c"><div class="n">{context.value:.3g}{place}</div><div class="x">{body}</div></div>')
     return f'<div class="sl">{"".join(rows)}</div>'

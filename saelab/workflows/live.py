@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saelab.analysis.steering import Decoding, Edit
     from saelab.core.regression import LinearMap
     from saelab.features.protocols import Dictionary
+    from saelab.features.query import Context
 
 
 class Live:
@@ -124,6 +125,27 @@ class Live:
 
         with self._lock:
             return ablation_effects(self.model, self.sae, self.site, reading, features)
+
+    def context_effects(self, store: FeatureStore, contexts: Sequence["Context"]) -> list[np.ndarray]:
+        """Rise of the loss (nats) of each token of each context when its feature is taken out of the row up to there.
+
+        The model reads each row of text from its beginning, so what the context does not show counts too; nan at the
+        first token of a row, which nothing predicts.
+        """
+        import torch
+
+        from saelab.analysis.prompt import ablation_effects, kept, read_prompt
+
+        effects = []
+        with self._lock:
+            for context in contexts:
+                first = context.start + context.peak - context.position
+                ids = store.token_ids(first, context.start + len(context.token_ids))
+                tokens = torch.from_numpy(ids.astype(np.int64))
+                reading = read_prompt(self.model, self.sae, self.site, tokens, kept(self.model, tokens))
+                (effect,) = ablation_effects(self.model, self.sae, self.site, reading, [context.feature])
+                effects.append(effect[context.start - first :])
+        return effects
 
     def logit_weights(self, feature: int) -> np.ndarray | None:
         """What a feature's direction adds to the logit of every token."""

@@ -134,6 +134,8 @@ def test_prompt_shows_features_and_their_effect(made, open_app):
     assert check(app).dataframe[0].value["effect"].head(20).notna().all()
     app.segmented_control(key="measure").set_value("surprise").run()
     assert check(app).dataframe[0].value["surprise"].is_monotonic_decreasing
+    app.segmented_control(key="measure").set_value("effect").run()
+    assert check(app).dataframe[0].value["effect"].dropna().is_monotonic_decreasing
 
 
 def test_empty_prompt_is_one_line(made, open_app):
@@ -216,3 +218,38 @@ def test_exports_hold_every_column(made):
     for name in sortable(store):
         assert [line[name] for line in lines] == store.column(name)[found].tolist()
     assert Notes(store).all() == {}
+
+
+def test_loss_effect_of_contexts_is_the_intervention(made, open_app):
+    import torch
+
+    from saelab.workflows.live import open_live
+
+    store = open_features(made / "features")
+    i = int(np.argmax(store.column("density")))
+    live = open_live(made / "train" / "sae")
+    contexts = store.top_contexts(i, 2, 6, 3)
+    effects = live.context_effects(store, contexts)
+    for context, effect in zip(contexts, effects, strict=True):
+        row, start, _ = store.row_of(context.start + context.peak)
+        assert row == context.row
+        ids = torch.from_numpy(store.token_ids(start, context.start + len(context.token_ids)).astype(np.int64))[None]
+
+        def without(x):
+            code = live.sae.encode(x.reshape(-1, x.shape[-1])).to_dense()[:, i]
+            code[0] = 0  # BOS is not encoded
+            return x - (code[:, None] * live.sae.W_dec[i] / live.sae.input_scale).reshape(x.shape)
+
+        with torch.no_grad():
+            losses = [
+                -live.model.logits(ids, replace=r)[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+                for r in ({}, {live.site: without})
+            ]
+        wanted = (losses[1] - losses[0])[max(context.start - start - 1, 0) :]
+        np.testing.assert_allclose(effect[-len(wanted) :], wanted.numpy(), atol=2e-5)
+        assert np.abs(np.nan_to_num(effect)).max() > 0
+    app = open_app(made, page="feature", query={"feature": str(i)})
+    app.toggle(key="context_effects").set_value(True).run()
+    body = html_of(check(app))
+    assert f"rise of the loss (nats) without feature {i}" in body
+    assert "activation" in body
