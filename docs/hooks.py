@@ -4,11 +4,13 @@ Commands with their options, config classes with their keys, architectures with 
 ``configs/``, and the public names. ``tests/docs/test_reference.py`` fails when one of these has nothing to show.
 """
 
+import html
 import importlib
 import inspect
 import pkgutil
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +38,9 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(content: str, **_: Any) -> str:
     """Take Sphinx's roles off the names in docstrings."""
-    return ROLE.sub(r"\1", html)
+    return ROLE.sub(r"\1", content)
 
 
 def commands() -> Iterator[str]:
@@ -69,7 +71,7 @@ def _parameters(command: click.Command, path: str, parent: click.Context) -> Ite
     if shown:
         yield "| option | meaning |\n| --- | --- |"
         for option, text in shown:
-            yield f"| `{_cell(option)}` | {_text(text)} |"
+            yield f"| {_code(option)} | {_text(text)} |"
         yield ""
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -117,9 +119,9 @@ def configs() -> Iterator[str]:
 def _keys(one: type[Any]) -> Iterator[str]:
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
     for key, field in one.model_fields.items():
-        default = "required" if field.is_required() else f"`{_cell(_default(field))}`"
+        default = "required" if field.is_required() else _code(_default(field))
         text = field.description or ("Tells which class this is." if is_tag(field) else "")
-        yield f"| `{key}` | `{_cell(_type(field.annotation))}` | {default} | {_text(text)} |"
+        yield f"| {_code(key)} | {_code(_type(field.annotation))} | {default} | {_text(text)} |"
     yield ""
 
 
@@ -129,13 +131,17 @@ def is_tag(field: Any) -> bool:
 
 
 def _type(annotation: Any) -> str:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _type(typing.get_args(annotation)[0])
-    text = re.sub(r"\b(?:[a-z_]+\.)+", "", str(annotation))
-    text = re.sub(r",? ?FieldInfo\(.*", "", text) if "FieldInfo" in text else text
-    return text.replace("Literal", "").replace("NoneType", "None").replace("Annotated[", "")
+    """Write a type for people: unions with "or", literals as their values, without modules."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(repr(one) for one in inside)
+    if origin is typing.Annotated:
+        return _type(inside[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(one) for one in inside)
+    if origin is not None:
+        return f"{origin.__name__} of {', '.join(_type(one) for one in inside if one is not ...)}"
+    return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def _default(field: Any) -> str:
@@ -215,6 +221,11 @@ def _markdown(doc: str) -> str:
 def _text(text: str) -> str:
     """Return a text for a table's cell, its square brackets no links."""
     return _cell(text).replace("[", "\\[")
+
+
+def _code(text: str) -> str:
+    """Return a table's cell of code, in which a vertical bar is no end of the cell."""
+    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>"
 
 
 def _cell(text: str) -> str:

@@ -50,7 +50,7 @@ def test_commands_and_options_say_what_they_do():
         for param in command.params:
             if isinstance(param, click.Option) and not param.hidden:
                 assert (param.help or "").strip(), f"saelab {' '.join(path)} {param.opts[0]} has no help"
-                assert f"`{param.opts[0]}" in page
+                assert f"<code>{param.opts[0]}" in page or f"<code>-h, {param.opts[0]}" in page
     assert set(COMMANDS) == set(main.list_commands(click.Context(main)))
 
 
