@@ -122,4 +122,4 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
 def _is_union_tag(part: Any, loc: tuple[Any, ...]) -> bool:
     """Pydantic puts a discriminated union's tag into the location; it is no key that the user wrote."""
     at = loc.index(part)
-    return isinstance(part, str) and 0 < at < len(loc) - 1 and loc[at - 1] in ("sae", "method")
+    return isinstance(part, str) and 0 < at < len(loc) - 1 and loc[at - 1] in ("sae", "method", "schedule", "gradient")

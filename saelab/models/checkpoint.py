@@ -9,6 +9,7 @@ import torch
 
 from saelab.core.artifacts import read_safetensors, write_safetensors
 from saelab.core.errors import CorruptError
+from saelab.core.step_hook import StepHook
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -25,7 +26,9 @@ class Checkpoint:
     """Looks at the held-out text: step, loss, heldout_loss, bits_per_byte."""
 
 
-def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: Checkpoint) -> None:
+def save_checkpoint(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: Checkpoint, hook: StepHook
+) -> None:
     """Replace the folder's checkpoint."""
     tensors = {}
     for name, parameter in model.named_parameters():
@@ -33,13 +36,14 @@ def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, 
         tensors[f"weight/{name}"] = parameter
         tensors[f"mean/{name}"] = moments["exp_avg"]
         tensors[f"square/{name}"] = moments["exp_avg_sq"]
+    tensors |= {f"hook/{name}": tensor for name, tensor in hook.state().items()}
     metadata = {"step": state.step, "seconds": state.seconds, "curve": state.curve}
     write_safetensors(folder / CHECKPOINT, tensors, {"state": json.dumps(metadata)})
 
 
 @torch.no_grad()
-def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> Checkpoint | None:
-    """Restore model and optimiser from the folder's checkpoint; return ``None`` if there is none yet."""
+def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, hook: StepHook) -> Checkpoint | None:
+    """Restore model, optimiser and hook from the folder's checkpoint; return ``None`` if there is none yet."""
     from safetensors import safe_open
 
     path = folder / CHECKPOINT
@@ -57,4 +61,5 @@ def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) 
             "exp_avg": tensors[f"mean/{name}"].clone(),
             "exp_avg_sq": tensors[f"square/{name}"].clone(),
         }
+    hook.load({name.removeprefix("hook/"): value for name, value in tensors.items() if name.startswith("hook/")})
     return Checkpoint(**metadata)

@@ -4,6 +4,7 @@ This makes the model that ships with saelab (``configs/pretrain-pylm.yaml``), an
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from saelab.core.artifacts import (
 from saelab.core.config import dump_yaml, load_yaml
 from saelab.core.errors import ResumeError, TextError
 from saelab.core.progress import progress
+from saelab.core.step_hook import NoHook, StepHook
 from saelab.models.bpe import load_bpe, train_bpe
 from saelab.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saelab.models.crops import CropSampler
@@ -34,6 +36,9 @@ from saelab.models.pretrain_config import PretrainConfig, lr_at
 from saelab.models.text import open_text
 
 __all__ = ["PretrainConfig", "PretrainResult", "pretrain"]
+
+Attach = Callable[[Any, torch.optim.Optimizer], StepHook]
+"""Makes a step hook for a model and its optimiser."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,21 @@ class PretrainResult:
     """What ``training.json`` holds: config, sources, curve, seconds, scores."""
 
 
-def pretrain(config: PretrainConfig, out: str | Path, *, force: bool = False, resume: bool = False) -> PretrainResult:
+def pretrain(
+    config: PretrainConfig,
+    out: str | Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    attach: Attach | None = None,
+) -> PretrainResult:
     """Train a tokenizer and a GPT-2 on ``config.train`` and write them to ``out`` as a Hugging Face folder.
 
     ``out`` receives config.json, model.safetensors, tokenizer.json, tokenizer_config.json, training.json (resolved
     config, sources, loss curve, held-out bits per byte, induction score, seconds), config.yaml and manifest.json. A run
     that was stopped goes on from its last checkpoint with ``resume`` and ends with the same weights, bit for bit, as
-    one that was not (on one machine, with as many threads).
+    one that was not (on one machine, with as many threads). ``attach`` gives a hook that is called around every step
+    (weight sparsity); what it writes beside the model is named in training.json and the manifest.
 
     Raises:
         OutputExistsError: ``out`` holds something and neither ``force`` nor ``resume`` is given.
@@ -68,7 +81,7 @@ def pretrain(config: PretrainConfig, out: str | Path, *, force: bool = False, re
         training = read_json(out / "training.json")
         fields = {name: training["heldout"][name] for name in ("nats", "tokens", "utf8_bytes")}
         return PretrainResult(out, Compression(**fields), training)
-    run = _Run(config, out)
+    run = _Run(config, out, attach)
     run.train()
     return run.finish()
 
@@ -76,7 +89,7 @@ def pretrain(config: PretrainConfig, out: str | Path, *, force: bool = False, re
 class _Run:
     """The state of one pretraining."""
 
-    def __init__(self, config: PretrainConfig, out: Path) -> None:
+    def __init__(self, config: PretrainConfig, out: Path, attach: Attach | None = None) -> None:
         self.config, self.out = config, out
         self.source = open_text(config.train, config.column)
         self.heldout = open_text(config.heldout, config.column)
@@ -99,7 +112,9 @@ class _Run:
             )
         self.model = build_gpt2(config, bos)
         self.optimizer = adamw(self.model, config)
-        self.state = load_checkpoint(out, self.model, self.optimizer) or Checkpoint(step=0, seconds=0.0, curve=[])
+        self.hook = NoHook() if attach is None else attach(self.model, self.optimizer)
+        saved = load_checkpoint(out, self.model, self.optimizer, self.hook)
+        self.state = saved or Checkpoint(step=0, seconds=0.0, curve=[])
 
     def _tokenizer(self) -> Any:
         if not (self.out / "tokenizer.json").exists():
@@ -132,7 +147,8 @@ class _Run:
                 state.seconds = time.monotonic() - started
                 if state.step % config.eval_every == 0 or state.step == config.steps:
                     self.model.eval()
-                    seen = compression(self.model, self.tokenizer, probe, context=config.context)
+                    with self.hook.look():
+                        seen = compression(self.model, self.tokenizer, probe, context=config.context)
                     self.model.train()
                     state.curve.append(
                         {
@@ -145,7 +161,7 @@ class _Run:
                     bar.note(f"loss {loss:.3f} held-out {seen.bits_per_byte:.3f} bits/byte")
                 bar.advance(tokens)
                 if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                    save_checkpoint(self.out, self.model, self.optimizer, state)
+                    save_checkpoint(self.out, self.model, self.optimizer, state, self.hook)
 
     def _step(self, step: int) -> float:
         config = self.config
@@ -153,14 +169,17 @@ class _Run:
             group["lr"] = lr_at(step, config)
         inputs, targets = self.crops.rows(step * config.batch_rows, config.batch_rows)
         total = 0.0
+        self.hook.before_forward(step)
         for first in range(0, config.batch_rows, config.micro_rows):
             part = slice(first, first + config.micro_rows)
             total += backward(
                 self.model, inputs[part], targets[part], tokens=targets.numel(), precision=config.precision
             )
+        self.hook.after_backward(step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.hook.after_step(step)
         return total
 
     def _probe_documents(self) -> list[str]:
@@ -175,6 +194,7 @@ class _Run:
     def finish(self) -> PretrainResult:
         """Write the model, measure what was written, and mark the folder as complete."""
         config, out, model = self.config, self.out, self.model.eval()
+        self.hook.finish()
         write_model(model, self.tokenizer, config, out)
         # Measured is what was written: float16 has rounded the weights.
         with torch.no_grad():
@@ -197,6 +217,8 @@ class _Run:
             "seconds": self.state.seconds,
             "curve": self.state.curve,
         }  # fmt: skip
+        written = self.hook.write(out)
+        training |= written
         write_json(out / "training.json", training)
         files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json")
         write_manifest(
@@ -204,6 +226,7 @@ class _Run:
             "model",
             {
                 "heldout_bits_per_byte": heldout.bits_per_byte,
+                **written,
                 "files": {name: file_checksum(out / name) for name in files},
             },
         )

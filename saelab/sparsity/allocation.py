@@ -23,7 +23,7 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Erdos-Renyi: density in proportion to (n_in + n_out) / (n_in n_out), at most 1 (Mocanu et al., SET; Evci et al.).
 
     The factor is solved for exactly: a layer that would be denser than dense is dense and leaves its surplus to the
-    others, so that the total number of weights is the budget, up to rounding within each layer.
+    others, and rounding is by largest remainder, so that the total number of weights is the budget, to the weight.
     """
     require_share(sparsity)
     budget = (1 - sparsity) * sum(rows * columns for rows, columns in shapes.values())
@@ -39,7 +39,12 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
     density = {
         name: 1.0 if name in dense else factor * sum(shape) / (shape[0] * shape[1]) for name, shape in shapes.items()
     }
-    return {name: 1 - value for name, value in density.items()}
+    size = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    kept = {name: int(density[name] * size[name]) for name in shapes}
+    rest = round(budget) - sum(kept.values())
+    for name in sorted(shapes, key=lambda n: kept[n] - density[n] * size[n])[: max(rest, 0)]:
+        kept[name] += 1
+    return {name: 1 - kept[name] / size[name] for name in shapes}
 
 
 def by_global_score(scores: Mapping[str, Float[Tensor, "out in"]], sparsity: float) -> dict[str, float]:

@@ -30,13 +30,18 @@ def write_model(
         if path.is_file() and path.name not in _REPLACED and not path.name.endswith(_NOT_TOKENIZER):
             shutil.copyfile(path, out / path.name)
     if masks:
-        write_safetensors(
-            out / MASKS, _pack(masks), {"shapes": json.dumps({n: list(m.shape) for n, m in masks.items()})}
-        )
+        write_masks(out, masks)
     if extras:
         write_safetensors(out / EXTRAS, extras)
     write_json(out / REPORT, report)
     write_manifest(out, "model", {"name": report["model"], "sparsity": report["sparsity"], "recipe": report["recipe"]})
+
+
+def write_masks(folder: Path, masks: Mapping[str, Tensor]) -> None:
+    """Write masks, one bit per weight, beside a model (or an SAE)."""
+    packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in masks.items()}
+    shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
+    write_safetensors(folder / MASKS, packed, {"shapes": shapes})
 
 
 def load_masks(folder: str | Path) -> dict[str, Tensor]:
@@ -61,7 +66,3 @@ def check_masks(model: Any, masks: Mapping[str, Tensor]) -> list[str]:
     """Return the names of layers that hold a weight where their mask says there is none."""
     layers = {layer.name: layer for layer in linear_layers(model.plain)}
     return [name for name, mask in masks.items() if bool((layers[name].weight.cpu()[~mask] != 0).any())]
-
-
-def _pack(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.packbits(mask.numpy().reshape(-1))) for name, mask in masks.items()}

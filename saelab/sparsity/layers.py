@@ -55,14 +55,19 @@ def linear_layers(plain: nn.Module, include: Sequence[str] = ("*",), exclude: Se
     found = _all_layers(plain)
     if not found:
         raise ModelError(f"{type(plain).__name__} has no linear layers, so there is nothing to prune")
-    names = [layer.name for layer in found]
+    names = set(chosen([layer.name for layer in found], include, exclude))
+    return [layer for layer in found if layer.name in names]
+
+
+def chosen(names: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Return the names that fit ``include`` and not ``exclude``; raise :class:`ConfigError` where none does."""
     for pattern in (*include, *exclude):
         if not fnmatch.filter(names, pattern):
             raise ConfigError(f"no layer is called '{pattern}'{nearest(pattern, names)} (the first is {names[0]})")
-    chosen = [layer for layer in found if _fits(layer.name, include) and not _fits(layer.name, exclude)]
-    if not chosen:
+    found = [name for name in names if _fits(name, include) and not _fits(name, exclude)]
+    if not found:
         raise ConfigError("include and exclude leave no layer to prune; exclude less")
-    return chosen
+    return found
 
 
 def _all_layers(plain: nn.Module) -> list[Layer]:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from saelab.core.errors import ConfigError
@@ -25,10 +25,12 @@ class Unstructured:
 
     def mask(self, score: Float[Tensor, "out in"]) -> Bool[Tensor, "out in"]:
         """Return True where a weight stays: the largest scores."""
-        if self.per_row:
-            return keep_largest(score, score.shape[1] - round(self.sparsity * score.shape[1]))
-        kept = score.numel() - round(self.sparsity * score.numel())
-        return keep_largest(score.reshape(1, -1), kept).view(score.shape)
+        groups = self.groups(score)
+        return keep_largest(groups, groups.shape[1] - round(self.sparsity * groups.shape[1])).view(score.shape)
+
+    def groups(self, weight: Tensor) -> Shaped[Tensor, "groups n"]:
+        """Return the sets of weights that compete with one another, one per row."""
+        return weight if self.per_row else weight.reshape(1, -1)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ class NofM:
     def mask(self, score: Float[Tensor, "out in"]) -> Bool[Tensor, "out in"]:
         """Return True where a weight stays: the n largest scores of each group. Raises :class:`ConfigError`."""
         self.require(score.shape[1])
-        return keep_largest(score.reshape(-1, self.m), self.n).view(score.shape)
+        return keep_largest(self.groups(score), self.n).view(score.shape)
+
+    def groups(self, weight: Tensor) -> Shaped[Tensor, "groups m"]:
+        """Return the sets of weights that compete with one another, one per row."""
+        return weight.reshape(-1, self.m)
 
     def require(self, width: int, name: str = "a layer") -> None:
         """Raise :class:`ConfigError` when ``m`` does not divide the number of inputs."""

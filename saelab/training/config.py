@@ -10,6 +10,7 @@ from saelab.core.config import Config
 from saelab.core.errors import ConfigError
 from saelab.kernels import Precision
 from saelab.sae import ARCHITECTURES, SAEConfig
+from saelab.sparsity.training.recipe import TrainingRecipe
 
 __all__ = ["AnySAEConfig", "FitConfig", "TrainingConfig"]
 
@@ -122,3 +123,5 @@ class FitConfig(Config):
     """The training."""
     start: str | None = None
     """SAE folder to start from (fine-tuning), of the architecture and sizes of ``sae``; null: random weights."""
+    sparsity: TrainingRecipe | None = None
+    """How the SAE's own matrices (W_enc, W_dec ...) are kept sparse; null: they are not."""

@@ -170,6 +170,7 @@ class _Loop:
 
 
 def _save(run: Run, out: Path, provenance: Mapping[str, Any]) -> FitResult:
+    run.hook.finish()
     config = run.config.model_copy(update={"sae": run.sae.config}).model_dump(mode="json")
     metrics = run.metrics(run.final)
     meta = {
@@ -181,5 +182,7 @@ def _save(run: Run, out: Path, provenance: Mapping[str, Any]) -> FitResult:
         "provenance": dict(provenance),
     }
     path = out / run.config.name
+    path.mkdir(parents=True, exist_ok=True)
+    meta |= run.hook.write(path)
     save_sae(run.sae, path, meta)
     return FitResult(run.config.name, path, config, run.steps, run.tokens, metrics)

@@ -14,6 +14,7 @@ from saelab.sae import SAE, StepContext, TrainingPass
 from saelab.training.config import FitConfig
 from saelab.training.metrics import BatchSpread, Window
 from saelab.training.schedule import k_factor, learning_rate, sparsity_factor
+from saelab.training.sparse import sparse_training
 
 FINAL_FRACTION = 0.1
 """Final metrics are those of this last part of the training."""
@@ -38,6 +39,7 @@ class Run:
         self.optimizer = torch.optim.Adam(
             self.sae.parameters(), lr=t.peak_lr(sae.d_sae), betas=(t.beta1, t.beta2), eps=t.eps, fused=True
         )
+        self.hook = sparse_training(config, self.sae, self.optimizer)
         self.steps = 0
         """Optimiser steps done."""
         self.tokens = 0
@@ -59,13 +61,16 @@ class Run:
         lr = learning_rate(training, sae.d_sae, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.hook.before_forward(self.steps)
         passed = self.objective(sae, batch, self._context())
         loss = torch.stack(list(passed.losses.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.hook.after_backward(self.steps)
         sae.before_step()
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.hook.after_step(self.steps)
         sae.after_step()
         self.steps += 1
         self.tokens += batch.x.shape[0]
@@ -127,6 +132,7 @@ class Run:
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": tensor for name, tensor in entry.items()}
+        tensors |= {f"hook.{name}": tensor for name, tensor in self.hook.state().items()}
         tensors["unfired"] = self.unfired
         for name, window in (("window", self.window), ("final", self.final)):
             tensors |= {f"{name}.{key}": tensor for key, tensor in window.state().items()}
@@ -140,6 +146,7 @@ class Run:
             index, key = name.split(".", 1)
             adam.setdefault(int(index), {})[key] = tensor.clone()
         self.optimizer.load_state_dict({"state": adam, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.hook.load(_below("hook", tensors))
         self.unfired = tensors["unfired"].to(self._device)
         self.window.load(_below("window", tensors))
         self.final.load(_below("final", tensors))

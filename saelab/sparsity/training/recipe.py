@@ -1,0 +1,78 @@
+"""A recipe of sparse training: a choice along the five axes. One YAML file in ``configs/sparsity/training/`` each."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from saelab.core.config import Config
+from saelab.sparsity.pattern import NofM, Pattern, parse_pattern
+from saelab.sparsity.training.gradients import AnyGradient, Masked
+from saelab.sparsity.training.schedules import AnySchedule, Cubic, DecayPattern, DropAndGrow, Once, Refresh
+from saelab.sparsity.training.scores import ScoreName
+
+
+class TrainingRecipe(Config):
+    """How weights are kept sparse while they are trained."""
+
+    score: ScoreName = "magnitude"
+    """Which weights stay: by magnitude, at random, by |gradient|, or by |weight x gradient|."""
+    pattern: str | None = None
+    """"layer" (the default): any weights of a layer; "row": equally many of each output; "N:M": N of every M inputs."""
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the weights that go (with N:M the pattern says it)."""
+    allocation: Literal["uniform", "erk", "global"] = "uniform"
+    """How layers share the sparsity: alike, by Erdos-Renyi-kernel, or by one threshold on all scores."""
+    schedule: AnySchedule = Once()
+    """When masks are made and changed."""
+    gradient: AnyGradient = Masked()
+    """What masked weights do in the forward pass, and what gradient they receive."""
+    masks: str | None = None
+    """Folder whose masks are used (a sparse model or SAE); then score, pattern and sparsity are its."""
+    include: tuple[str, ...] = ("*",)
+    """Layers to make sparse, as shell patterns on their names."""
+    exclude: tuple[str, ...] = ()
+    """Layers to leave alone; embeddings, norms, biases and the unembedding always are."""
+    seed: int = Field(default=0, ge=0)
+    """Of what is drawn at random."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TrainingRecipe":
+        if self.masks is not None:
+            if self.pattern is not None or self.sparsity is not None or not isinstance(self.schedule, Once):
+                raise ValueError("masks says which weights stay; leave out pattern and sparsity, with schedule once")
+            if self.gradient.name in ("soft", "bdwp"):
+                raise ValueError(f"gradient {self.gradient.name} chooses its weights itself; leave masks out")
+            return self
+        pattern = self.pattern_for(self.sparsity)
+        self._agree_with(pattern)
+        moving = isinstance(self.schedule, Refresh | DecayPattern)
+        if moving and not self.gradient.dense:
+            raise ValueError(
+                f"schedule {self.schedule.name} chooses among all weights again and again, so masked ones must be "
+                "trained; give a gradient other than none"
+            )
+        if isinstance(self.schedule, DropAndGrow) and self.gradient.dense:
+            raise ValueError("schedule drop-and-grow keeps masked weights at zero; use it with gradient none")
+        if moving and self.score != "magnitude":
+            raise ValueError(f"schedule {self.schedule.name} follows magnitudes; use it with score magnitude")
+        if self.gradient.name == "soft" and not moving:
+            raise ValueError("gradient soft is a threshold that follows the weights; use it with schedule refresh")
+        return self
+
+    def _agree_with(self, pattern: Pattern) -> None:
+        if isinstance(pattern, NofM):
+            if self.allocation != "uniform":
+                raise ValueError(f"pattern {self.pattern} leaves nothing to allocate; leave allocation out")
+            if isinstance(self.schedule, Cubic):
+                raise ValueError(f"schedule cubic has no steps between dense and {self.pattern}; use decay-pattern")
+            return
+        if self.allocation != "uniform" and pattern.per_row:
+            raise ValueError(f"allocation {self.allocation} counts weights by the layer; use pattern layer")
+        if isinstance(self.schedule, DecayPattern):
+            raise ValueError("schedule decay-pattern goes from M-1:M to N:M; give a pattern such as 2:4")
+        if self.gradient.name == "bdwp":
+            raise ValueError("gradient bdwp prunes N:M along inputs and outputs; give a pattern such as 2:4")
+
+    def pattern_for(self, sparsity: float | None) -> Pattern:
+        """Return the pattern, with a sparsity. Raises ``ConfigError``."""
+        return parse_pattern(self.pattern or "layer", sparsity)
