@@ -119,7 +119,7 @@ if result.splitting is not None:
     else:
         st.caption("None: no feature of the smaller SAE is better written by several of the larger one.")
 drawn = result.figures()
-for k, (name, figure) in enumerate(drawn.items()):
+for k, (name, (figure, _)) in enumerate(drawn.items()):
     if k % 2 == 0:
         cells = st.columns(2, gap="large")
     with cells[k % 2]:

@@ -5,6 +5,7 @@ import shell
 import streamlit as st
 
 from saelab.analysis import figures
+from saelab.features.figures import density_histogram
 from saelab.features.table import sortable
 from saelab.workflows.browse import MEANING, METRICS, card, load_evaluation_of, stamp
 from saelab.workflows.directions import decoder_plane, keep_map, load_map, tsne_map
@@ -105,7 +106,7 @@ if store is not None:
     left, right = st.columns(2)
     with left:
         st.subheader("How often features fire")
-        shell.chart(figures.density_histogram(density)[0], "density")
+        shell.chart(density_histogram(density)[0], "density")
         dead, dense = int((density == 0).sum()), int((density > 0.1).sum())
         st.caption(
             f"{store.n_features:,} features; {dead:,} never fire on this text (not drawn), {dense:,} fire on more than "

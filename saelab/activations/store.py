@@ -8,7 +8,7 @@ Shuffling happens when reading (:mod:`saelab.activations.stream`), so one store 
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64, Shaped
@@ -19,6 +19,11 @@ from saelab.activations.stream import StoreStream
 from saelab.core.artifacts import read_manifest
 from saelab.core.errors import CorruptError, SiteError, StoreError, nearest
 from saelab.core.progress import progress
+from saelab.core.result import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
 
 KIND = "activation-store"
 COLUMNS = ("token_id", "row", "position")
@@ -56,7 +61,7 @@ def open_store(path: str | Path) -> "ActivationStore":
     return ActivationStore(path)
 
 
-class ActivationStore:
+class ActivationStore(Result):
     """A finished activation store on disk (:func:`open_store`)."""
 
     def __init__(self, path: str | Path) -> None:
@@ -75,6 +80,30 @@ class ActivationStore:
             raise CorruptError(f"{self.path}/manifest.json lacks or garbles {error}; harvest again") from None
         if sum(shard.info.rows for shard in self._shards) != self.n_rows:
             raise CorruptError(f"{self.path}/manifest.json: its shards do not add up to {self.n_rows} rows")
+
+    def __repr__(self) -> str:
+        model, text = self.manifest["model"], self.manifest["text"]
+        return (
+            f"ActivationStore({str(self.path)!r}: {self.n_rows:,} tokens of {text.get('source')}, {model['name']} at "
+            f"{', '.join(self.sites)}, {self.manifest['dtype']})"
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per site: width, rows, dtype, and megabytes of its activations."""
+        import pandas as pd
+
+        size = self.n_rows * self.dtype.itemsize / 1e6
+        rows = [
+            {"site": site, "width": width, "rows": self.n_rows, "dtype": self.manifest["dtype"], "MB": width * size}
+            for site, width in self._widths.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """``norms``: histogram of the activations' norms at each site."""
+        from saelab.activations.figures import norm_histogram
+
+        return {"norms": norm_histogram(self)}
 
     @property
     def sites(self) -> list[str]:

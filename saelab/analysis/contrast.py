@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.core.errors import ActivationError
+from saelab.core.result import Result
 from saelab.features.rows import encode_in_parts
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
+    from plotly.graph_objects import Figure
 
 DEAD, DENSE = 1e-3, 0.1
 """Densities below and above which a feature counts as dead and as dense."""
@@ -44,8 +45,8 @@ class Half:
     """``sum |f+ - f-| / sum (f+ + f-)``: 0 where both sides say the same, 1 where no feature fires on both."""
 
 
-@dataclass(frozen=True)
-class ContrastReport:
+@dataclass(frozen=True, repr=False)
+class ContrastReport(Result):
     """What the halves of a contrastive SAE know of the sides of ``n_pairs`` pairs."""
 
     halves: tuple[Half, ...]
@@ -67,19 +68,23 @@ class ContrastReport:
 
         return pd.DataFrame([dataclasses.asdict(half) for half in self.halves]).set_index("name")
 
-    def plot(self) -> "go.Figure":
-        """How well each half tells the sides, beside its control."""
-        import plotly.graph_objects as go
+    def __repr__(self) -> str:
+        halves = ", ".join(f"{h.name} AUC {h.side_auc:.3f} (random {h.control_auc:.3f})" for h in self.halves)
+        return f"ContrastReport({halves}; {self.n_pairs:,} pairs)"
 
-        from saelab.analysis.figures import template
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """How well each half tells the sides, beside its control."""
+        from plotly import graph_objects as go
+
+        from saelab.core.plotting import figure
 
         names = [half.name for half in self.halves]
         bars = [
             go.Bar(name="sides", x=names, y=[half.side_auc for half in self.halves]),
             go.Bar(name="random labels", x=names, y=[half.control_auc for half in self.halves]),
         ]
-        layout = {"template": template(), "barmode": "group", "yaxis": {"title": "ROC AUC", "range": [0, 1]}}
-        return go.Figure(bars, layout)
+        axes = {"xaxis": {"title": "features"}, "yaxis": {"title": "ROC AUC of telling the sides", "range": [0, 1]}}
+        return {"sides": (figure(*bars, barmode="group", **axes), self.to_frame())}
 
 
 @torch.no_grad()

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 from saelab import __version__
 from saelab.core.artifacts import prepare_output, read_json, read_manifest, write_json, write_manifest
 from saelab.core.errors import CorruptError
+from saelab.core.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 EVALUATION = "evaluation.json"
 """Name of the file in an evaluation folder."""
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(Result):
     """What :func:`saelab.analysis.evaluate.evaluate` found. All sums were taken in float64."""
 
     fvu: float
@@ -128,6 +130,12 @@ class Evaluation:
         del row["l0_counts"], row["rows"]
         row |= {f"l0_p{q}": value for q, value in row.pop("l0_percentiles").items()}
         return pd.DataFrame([row])
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """``loss``: cross-entropy untouched, spliced and ablated; ``l0``: active features per token."""
+        from saelab.analysis.figures import counts_per_token, losses
+
+        return {"loss": losses(self), "l0": counts_per_token(self.l0_counts)}
 
     def __repr__(self) -> str:
         return (

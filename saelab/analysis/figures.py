@@ -1,112 +1,17 @@
-"""Figures, all in one look. Each function returns a Plotly figure and the frame of numbers that is drawn.
-
-Colours are Okabe and Ito's, told apart by colour-blind eyes, and Cividis where colour stands for a number. Backgrounds
-are transparent and text takes the page's colour, so figures fit light and dark pages. Texts from outside (tokens) are
-escaped: Plotly reads a little HTML in its labels.
-"""
+"""Figures about SAEs. Each function returns a Plotly figure and the frame of numbers that is drawn."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saelab.core.counts import HistogramResult
+from saelab.core.plotting import BLUE, GREEN, MOST_POINTS, PALETTE, SCALE, SKY, VERMILLION, escape, figure, log_axis
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
-"""Colours of categories, in the order they are given out."""
-SCALE = "Cividis"
-"""Colour scale of numbers."""
-MOST_POINTS = 4000
-"""Points drawn in a scatter plot; of more, this many are drawn at even distances."""
-
-
-def escape(text: str) -> str:
-    """Escape what Plotly would read as HTML; it knows no entity for quotation marks."""
-    return escape_html(text, quote=False)
-
-
-def _log(values: np.ndarray) -> dict[str, Any]:
-    """Settings of a logarithmic axis: ticks at powers of ten, at 2 and 5 too when the values span less than two."""
-    positive = values[values > 0]
-    wide = len(positive) > 0 and float(positive.max() / positive.min()) > 100
-    return {"type": "log", "dtick": 1 if wide else "D2", "exponentformat": "power"}
-
-
-@lru_cache(maxsize=1)
-def template() -> Any:
-    """Return the look that all figures share."""
-    from plotly import graph_objects as go
-
-    axis = {"gridcolor": "rgba(128,128,128,0.22)", "zeroline": False, "automargin": True, "title": {"standoff": 8}}
-    layout = go.Layout(
-        colorway=list(PALETTE),
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"size": 13},
-        margin={"l": 8, "r": 8, "t": 12, "b": 8},
-        bargap=0.04,
-        hoverlabel={"font": {"family": "monospace"}},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
-        xaxis=axis,
-        yaxis=axis,
-        modebar={"remove": ["lasso", "select", "autoscale", "zoomin", "zoomout"]},
-    )
-    return go.layout.Template(layout=layout)
-
-
-def _figure(*traces: Any, **layout: Any) -> "Figure":
-    from plotly import graph_objects as go
-
-    return go.Figure(list(traces), {"template": template(), "height": 260, **layout})
-
-
-def _bars(result: HistogramResult, colour: str, hover: str, logarithmic: bool = False) -> tuple[Any, "pd.DataFrame"]:
-    import pandas as pd
-    from plotly import graph_objects as go
-
-    low, high = result.edges[:-1], result.edges[1:]
-    frame = pd.DataFrame({"low": low, "high": high, "count": result.counts})
-    bar = go.Bar(
-        x=np.sqrt(low * high) if logarithmic else (low + high) / 2,
-        y=result.counts,
-        width=high - low,
-        customdata=np.stack([low, high], 1),
-        marker={"color": colour, "line": {"width": 0}},
-        hovertemplate=hover + "<extra></extra>",
-    )
-    return bar, frame
-
-
-def activation_histogram(result: HistogramResult, log_counts: bool = False) -> "tuple[Figure, pd.DataFrame]":
-    """Histogram of a feature's nonzero activations."""
-    bar, frame = _bars(result, ORANGE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} tokens")
-    scale = _log(result.counts) if log_counts else {}
-    return _figure(bar, xaxis_title="activation", yaxis={"title": "tokens", **scale}), frame
-
-
-def logit_histogram(values: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.DataFrame]":
-    """Histogram of a feature's logit weights over the vocabulary."""
-    counts, edges = np.histogram(np.asarray(values, np.float64), bins)
-    result = HistogramResult(edges.astype(np.float64), counts.astype(np.int64), 0, 0)
-    bar, frame = _bars(result, BLUE, "%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} vocabulary tokens")
-    return _figure(bar, xaxis_title="logit weight", yaxis={"title": "vocabulary tokens", **_log(counts)}), frame
-
-
-def density_histogram(density: np.ndarray, bins: int = 50) -> "tuple[Figure, pd.DataFrame]":
-    """Histogram of the log10 densities of the features that fire at all."""
-    alive = np.log10(np.asarray(density, np.float64)[np.asarray(density) > 0])
-    low, high = (float(alive.min()), float(alive.max())) if len(alive) else (-1.0, 0.0)
-    counts, edges = np.histogram(alive, bins, (low, max(high, low + 1e-6)))
-    result = HistogramResult(edges.astype(np.float64), counts.astype(np.int64), 0, 0)
-    bar, frame = _bars(result, BLUE, "10^%{customdata[0]:.2f} to 10^%{customdata[1]:.2f}<br>%{y:,} features")
-    return _figure(bar, xaxis_title="log10 density (share of tokens)", yaxis_title="features"), frame
+    from saelab.analysis.evaluation import Evaluation
 
 
 def feature_scatter(
@@ -156,12 +61,12 @@ def feature_scatter(
         "<extra></extra>",
     )
     axes: dict[str, Any] = {
-        "xaxis": {"title": x_title, **(_log(frame["x"].to_numpy()) if log_x else {})},
-        "yaxis": {"title": y_title, **(_log(frame["y"].to_numpy()) if log_y else {})},
+        "xaxis": {"title": x_title, **(log_axis(frame["x"].to_numpy()) if log_x else {})},
+        "yaxis": {"title": y_title, **(log_axis(frame["y"].to_numpy()) if log_y else {})},
     }
     if equal:
         axes["yaxis"] |= {"scaleanchor": "x", "scaleratio": 1}
-    return _figure(points, height=380, clickmode="event+select", **axes), frame.reset_index(drop=True)
+    return figure(points, height=380, clickmode="event+select", **axes), frame.reset_index(drop=True)
 
 
 def training_curves(logs: "Mapping[str, pd.DataFrame]", metric: str, title: str) -> "tuple[Figure, pd.DataFrame]":
@@ -186,7 +91,7 @@ def training_curves(logs: "Mapping[str, pd.DataFrame]", metric: str, title: str)
         )
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"run": [], "tokens": [], metric: []})
     axes = {"xaxis": {"title": "tokens", "rangemode": "tozero"}, "yaxis": {"title": title, "rangemode": "tozero"}}
-    return _figure(*lines, showlegend=len(lines) > 1, height=240, **axes), frame
+    return figure(*lines, showlegend=len(lines) > 1, height=240, **axes), frame
 
 
 def counts_per_token(counts: Sequence[int]) -> "tuple[Figure, pd.DataFrame]":
@@ -202,7 +107,7 @@ def counts_per_token(counts: Sequence[int]) -> "tuple[Figure, pd.DataFrame]":
         marker={"color": GREEN},
         hovertemplate="%{x} active<br>%{y:,} tokens<extra></extra>",
     )
-    return _figure(bar, xaxis_title="active features", yaxis_title="tokens"), frame
+    return figure(bar, xaxis_title="active features", yaxis_title="tokens"), frame
 
 
 def probability_changes(effect: "pd.DataFrame", texts: Sequence[str], n: int = 12) -> "tuple[Figure, pd.DataFrame]":
@@ -228,7 +133,7 @@ def probability_changes(effect: "pd.DataFrame", texts: Sequence[str], n: int = 1
     labels = {"tickmode": "array", "tickvals": places, "ticktext": [escape(text) for text in frame["text"]]}
     yaxis = {**labels, "tickfont": {"family": "monospace"}, "showgrid": False}
     layout = {"xaxis": {"title": "probability of the next token", "tickformat": ".0%"}, "yaxis": yaxis}
-    return _figure(*bars, height=90 + 30 * len(frame), barmode="group", **layout), frame
+    return figure(*bars, height=90 + 30 * len(frame), barmode="group", **layout), frame
 
 
 def prompt_loss(loss: np.ndarray, texts: Sequence[str]) -> "tuple[Figure, pd.DataFrame]":
@@ -244,7 +149,7 @@ def prompt_loss(loss: np.ndarray, texts: Sequence[str]) -> "tuple[Figure, pd.Dat
         marker={"color": SKY},
         hovertemplate="%{x}: %{customdata}<br>%{y:.3f} nats<extra></extra>",
     )
-    return _figure(bar, xaxis_title="position", yaxis_title="loss (nats)", height=180), frame
+    return figure(bar, xaxis_title="position", yaxis_title="loss (nats)", height=180), frame
 
 
 def pareto(frame: "pd.DataFrame", y: str, y_title: str, *, low_is_good: bool = True) -> "tuple[Figure, pd.DataFrame]":
@@ -278,5 +183,19 @@ def pareto(frame: "pd.DataFrame", y: str, y_title: str, *, low_is_good: bool = T
         )
     l0 = frame["l0"].to_numpy(np.float64)
     wide = len(l0) > 0 and l0.min() > 0 and l0.max() / l0.min() > 10
-    xaxis = {"title": "L0: active features per token", **(_log(l0) if wide else {})}
-    return _figure(*traces, height=360, xaxis=xaxis, yaxis={"title": y_title}), frame
+    xaxis = {"title": "L0: active features per token", **(log_axis(l0) if wide else {})}
+    return figure(*traces, height=360, xaxis=xaxis, yaxis={"title": y_title}), frame
+
+
+def losses(evaluation: "Evaluation") -> "tuple[Figure, pd.DataFrame]":
+    """Next-token loss of the model untouched, with the SAE's reconstruction, and with the site ablated."""
+    import pandas as pd
+    from plotly import graph_objects as go
+
+    names = {"untouched": "ce_clean", "SAE": "ce_sae", "mean ablation": "ce_mean", "zero ablation": "ce_zero"}
+    frame = pd.DataFrame({"site": list(names), "loss": [getattr(evaluation, name) for name in names.values()]})
+    hover = "%{x}<br>%{y:.3f} nats<extra></extra>"
+    bar = go.Bar(x=frame["site"], y=frame["loss"], marker={"color": [GREEN, BLUE, SKY, SKY]}, hovertemplate=hover)
+    return figure(
+        bar, xaxis_title=f"what stands at {escape(evaluation.site)}", yaxis_title="loss (nats per token)"
+    ), frame

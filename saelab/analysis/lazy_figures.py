@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from saelab.analysis.figures import BLUE, ORANGE, PALETTE, escape, template
 from saelab.analysis.lazy_neurons import SHARES, LayerSparsity, LazyNeurons
+from saelab.core.plotting import BLUE, ORANGE, PALETTE, escape, template
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -44,7 +44,7 @@ def _layers(result: LazyNeurons) -> Drawn:
         go.Bar(x=names, y=values, name=name, marker={"color": PALETTE[k]}) for k, (name, values) in enumerate(columns)
     ]
     axis = {"title": "share of the units", "tickformat": ".0%"}
-    return _figure(bars, barmode="group", yaxis=axis), frame
+    return _figure(bars, barmode="group", xaxis_title="layer", yaxis=axis), frame
 
 
 def _energy(result: LazyNeurons) -> Drawn:

@@ -20,6 +20,7 @@ from saelab import __version__
 from saelab.analysis.sparsified import Comparison, TopKPoint
 from saelab.core.errors import ConfigError, SiteError
 from saelab.core.progress import progress
+from saelab.core.result import Result
 from saelab.core.statistics import Moments
 from saelab.features.protocols import Rows
 from saelab.features.rows import pieces, require_finite, source_fingerprint, source_name
@@ -62,8 +63,8 @@ class LayerSparsity:
     """Share of tokens on which each unit is above the threshold, falling."""
 
 
-@dataclass(frozen=True)
-class LazyNeurons:
+@dataclass(frozen=True, repr=False)
+class LazyNeurons(Result):
     """What :func:`lazy_neurons` found; :func:`saelab.analysis.sparsified.compare_with_sae` adds the SAE."""
 
     model: str
@@ -107,14 +108,17 @@ class LazyNeurons:
             rows.append(row | {f"energy_{q:.0%}": v for q, v in zip(SHARES, part.energy, strict=True)})
         return pd.DataFrame(rows)
 
-    def plot(self, name: str = "layers") -> "Figure":
-        """Return a figure: ``layers``, ``energy``, ``rates``, ``curve``, or ``comparison`` when there is an SAE."""
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """``layers``, ``energy``, ``rates``, ``curve``, and ``comparison`` when there is an SAE."""
         from saelab.analysis.lazy_figures import figures
 
-        known = figures(self)
-        if name not in known:
-            raise ConfigError(f"no figure '{name}' (there are {', '.join(known)})")
-        return known[name][0]
+        return figures(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"LazyNeurons({self.model}: {self.positive:.1%} of the neurons positive, {self.above:.1%} over the "
+            f"threshold, {len(self.layers)} layers, {self.n_tokens:,} tokens of {self.source})"
+        )
 
 
 class UnitCounts:

@@ -89,12 +89,12 @@ def serve(script: str, paths: list[str], port: int, host: str) -> None:
 
 def warm_up(paths: list[str]) -> None:
     """Import and read, while the server starts and the person reaches for the browser, what the first page needs."""
-    from saelab.analysis import figures
+    from saelab.core import plotting
     from saelab.core.errors import SaelabError
     from saelab.workflows import directions
     from saelab.workflows.browse import load_evaluation_of, open_place, stamp, survey
 
-    figures.template()
+    plotting.template()
     try:
         for place in survey(paths).places[:1]:
             load_evaluation_of(place)

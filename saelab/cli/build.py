@@ -3,13 +3,14 @@
 import click
 
 from saelab.cli.options import config_command, force_option, out_option
-from saelab.workflows.build import BuildJob, run_build
+from saelab.workflows.build import BuildJob
 
 
 def _build(job: BuildJob, out: str, force: bool) -> None:
+    import saelab
     from saelab.cli.console import say
 
-    store = run_build(job, out, force=force)
+    store = saelab.build_features(job, out=out, force=force)
     say(f"{store.n_features:,} features on {store.n_tokens:,} tokens in {out}")
     click.echo(f"next: saelab show {out} --feature 0", err=True)
 

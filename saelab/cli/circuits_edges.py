@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option
-from saelab.workflows.circuits import CompareJob, FindJob, HeadsJob, run_compare, run_find, run_heads
+from saelab.workflows.circuits import CompareJob, FindJob, HeadsJob
 
 
 def frame_table(title: str, frame: Any) -> Any:
@@ -32,10 +32,11 @@ def _short(value: Any) -> str:
 
 
 def _heads(job: HeadsJob, as_json: bool) -> None:
+    from saelab import circuits
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        found = run_heads(job)
+        found = circuits.heads(job)
     frame, pairs = found.to_frame(), found.edge_frame(10)
     if as_json:
         heads, edges = frame.to_dict("records"), pairs.to_dict("records")
@@ -49,10 +50,11 @@ def _heads(job: HeadsJob, as_json: bool) -> None:
 
 
 def _compare(job: CompareJob, as_json: bool) -> None:
+    from saelab import circuits
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        found = run_compare(job)
+        found = circuits.compare(job)
     if as_json:
         click.echo(json.dumps(finite(found.to_dict())))
         return
@@ -75,10 +77,11 @@ def _compare(job: CompareJob, as_json: bool) -> None:
 
 
 def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
+    from saelab import circuits
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        circuit = run_find(job, out, force=force)
+        circuit = circuits.find(job, out=out, force=force)
     if as_json:
         click.echo(json.dumps(finite(circuit.to_dict())))
         return

@@ -10,17 +10,15 @@ from saelab.workflows.circuits_features import (
     AttentionJob,
     FeaturesJob,
     GraphJob,
-    run_attention,
-    run_features,
-    run_graph,
 )
 
 
 def _features(job: FeaturesJob, out: str | None, force: bool, as_json: bool) -> None:
+    from saelab import circuits
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        found = run_features(job, out, force=force)
+        found = circuits.features(job, out=out, force=force)
     if as_json:
         click.echo(json.dumps(finite(found.to_dict())))
         return
@@ -37,38 +35,32 @@ def _features(job: FeaturesJob, out: str | None, force: bool, as_json: bool) -> 
 
 
 def _attention(job: AttentionJob, as_json: bool) -> None:
-    import pandas as pd
-
+    from saelab import circuits
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        found = run_attention(job)
+        found = circuits.attention(job)
     if as_json:
-        click.echo(json.dumps(finite({key: value for key, value in found.items() if key != "tree_lines"})))
+        click.echo(json.dumps(finite(found.to_dict())))
         return
-    token = found["tokens"][found["position"]]
-    title = f"feature {found['feature']} of {found['site']} at {found['position']} {token!r}"
-    console.out.print(f"{title}: pre-activation {found['pre_activation']:.4g}", markup=False)
-    console.out.print(frame_table("heads (weights: share of the write; activation: term here)", _frame(found["heads"])))
-    sources = pd.DataFrame(found["sources"])
+    token = found.tokens[found.position]
+    title = f"feature {found.feature} of {found.site} at {found.position} {token!r}"
+    console.out.print(f"{title}: pre-activation {found.pre_activation:.4g}", markup=False)
+    console.out.print(frame_table("heads (weights: share of the write; activation: term here)", found.head_frame()))
+    sources = found.to_frame()
     sources["token"] = [repr(text) for text in sources["token"]]
     console.out.print(frame_table("heads and source positions", sources))
-    for line in found["tree_lines"]:
+    for line in found.tree_lines:
         console.out.print(line, markup=False, soft_wrap=True)
 
 
-def _frame(rows: list[dict[str, object]]) -> object:
-    import pandas as pd
-
-    return pd.DataFrame(rows)
-
-
 def _graph(job: GraphJob, out: str | None, force: bool, as_json: bool) -> None:
+    from saelab import circuits
     from saelab.analysis.circuits.attribution.export import graph_json
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        graph = run_graph(job, out, force=force)
+        graph = circuits.graph(job, out=out, force=force)
     if as_json:
         click.echo(json.dumps(finite(graph_json(graph, "graph"))))
         return

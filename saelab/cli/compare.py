@@ -5,17 +5,18 @@ import json
 import click
 
 from saelab.cli.options import config_command, force_option, json_option
-from saelab.workflows.compare import CompareJob, run_compare
+from saelab.workflows.compare import CompareJob
 
 
 def _compare(job: CompareJob, out: str | None, force: bool, as_json: bool) -> None:
     from rich.table import Table
 
+    import saelab
     from saelab.analysis.compare.report import summary_rows
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        result = run_compare(job, out, force=force)
+        result = saelab.compare(job, out=out, force=force)
     if as_json:
         click.echo(json.dumps(result.to_dict()))
         return

@@ -6,14 +6,15 @@ from dataclasses import asdict
 import click
 
 from saelab.cli.options import config_command, json_option
-from saelab.workflows.contrast import ContrastJob, run_contrast
+from saelab.workflows.contrast import ContrastJob
 
 
 def _contrast(job: ContrastJob, as_json: bool) -> None:
+    import saelab
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        report = run_contrast(job)
+        report = saelab.contrast(job)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option
-from saelab.workflows.dark_matter import DarkMatterJob, run_dark_matter
+from saelab.workflows.dark_matter import DarkMatterJob
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def _dark_matter(job: DarkMatterJob, out: str, force: bool, as_json: bool) -> None:
+    import saelab
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        result = run_dark_matter(job, out, force=force, say=console.say)
+        result = saelab.dark_matter(job, out=out, force=force, say=console.say)
     if as_json:
         click.echo(json.dumps(_finite(result.to_dict())))
         return

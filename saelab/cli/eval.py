@@ -7,7 +7,7 @@ import click
 
 from saelab.cli.options import config_command, force_option, json_option
 from saelab.core.errors import UsageError
-from saelab.workflows.evaluate import EvaluateJob, run_evaluate
+from saelab.workflows.evaluate import EvaluateJob
 
 if TYPE_CHECKING:
     from saelab.analysis.saebench import FullEvaluation
@@ -23,13 +23,12 @@ def _evaluate(  # noqa: PLR0917  click gives them by name
     labels: str | None = None,
     seed: int = 0,
 ) -> None:
+    import saelab
     from saelab.cli import console
 
     if full:
-        from saelab.workflows.full_evaluation import run_full_evaluation
-
         with console.quiet_if(as_json):
-            result = run_full_evaluation(job, out, force=force, evals=evals, labels=labels, seed=seed)
+            result = saelab.evaluate(job, full=True, out=out, force=force, evals=evals, labels=labels, seed=seed)
         if as_json:
             click.echo(json.dumps(result.to_dict()))
         else:
@@ -39,7 +38,7 @@ def _evaluate(  # noqa: PLR0917  click gives them by name
         raise UsageError("--evals and --labels belong to the full evaluation; add --full")
 
     with console.quiet_if(as_json):
-        evaluation = run_evaluate(job, out, force=force)
+        evaluation = saelab.evaluate(job, out=out, force=force)
     if as_json:
         click.echo(json.dumps(evaluation.to_dict()))
     else:

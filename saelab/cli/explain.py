@@ -49,14 +49,15 @@ def command() -> None:
 
 
 def _run(job: "ExplainJob", dry: bool, as_json: bool) -> None:
+    import saelab
     from saelab.cli import console
-    from saelab.workflows.explain import dry_run, run_explain
+    from saelab.workflows.explain import dry_run
 
     with console.quiet_if(as_json):
         if dry:
             _print_estimate(job, dry_run(job), as_json)
             return
-        result = run_explain(job, say=(lambda text: None) if as_json else console.say)
+        result = saelab.explain(job, say=(lambda text: None) if as_json else console.say)
     if as_json:
         click.echo(json.dumps(_plain(result.to_dict())))
         return

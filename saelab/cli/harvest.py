@@ -5,16 +5,21 @@ import json
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
-from saelab.workflows.harvest import HarvestJob, run_harvest
+from saelab.workflows.harvest import HarvestJob
 
 
 def _harvest(job: HarvestJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
+    import saelab
     from saelab.cli.console import quiet_if, say
 
     with quiet_if(as_json):
-        result = run_harvest(job, out, force=force, resume=resume, say=say)
+        store = saelab.harvest(job, out=out, force=force, resume=resume, say=say)
     if as_json:
-        click.echo(json.dumps(result))
+        report = store.report
+        assert report is not None, "harvest reports"
+        rates = {"bytes": report.bytes, "seconds": report.seconds, "tokens_per_second": report.tokens_per_second}
+        execution = store.manifest["config"]["execution"]
+        click.echo(json.dumps({"store": out, "n_rows": store.n_rows, **rates, "execution": execution}))
     else:
         say(f"next: saelab train demo-topk.yaml --store {out} --site {job.sites[0]} --out runs/sae")
 

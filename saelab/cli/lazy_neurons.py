@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from saelab.cli.options import config_command, force_option, json_option
-from saelab.workflows.lazy_neurons import LazyNeuronsJob, run_lazy_neurons
+from saelab.workflows.lazy_neurons import LazyNeuronsJob
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def _lazy_neurons(job: LazyNeuronsJob, out: str | None, force: bool, as_json: bool) -> None:
+    import saelab
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        result = run_lazy_neurons(job, out, force=force)
+        result = saelab.lazy_neurons(job, out=out, force=force)
     if as_json:
         click.echo(json.dumps(result.to_dict()))
         return

@@ -5,16 +5,17 @@ import json
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option
-from saelab.workflows.sparsify import SparsifyJob, run_sparsify
+from saelab.workflows.sparsify import SparsifyJob
 from saelab.workflows.sparsity_curve import CurveJob, run_curve
 from saelab.workflows.sparsity_study import StudyJob, run_study
 
 
 def _sparsify(job: SparsifyJob, out: str, force: bool, as_json: bool) -> None:
+    import saelab
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        report = run_sparsify(job, out, force=force)
+        report = saelab.sparsify(job, out=out, force=force)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
         return

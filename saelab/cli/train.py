@@ -5,14 +5,15 @@ import json
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
-from saelab.workflows.train import TrainJob, run_train
+from saelab.workflows.train import TrainJob
 
 
 def _train(job: TrainJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
+    import saelab
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        results = run_train(job, out, force=force, resume=resume, say=console.say)
+        results = saelab.train(job, out=out, force=force, resume=resume, say=console.say)
     if as_json:
         runs = [{"name": r.name, "path": str(r.path), "tokens": r.tokens, "metrics": r.metrics} for r in results]
         click.echo(json.dumps({"runs": runs}))

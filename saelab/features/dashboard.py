@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from saelab import __version__
 from saelab.core.artifacts import atomic_writer
 from saelab.core.errors import ConfigError, StoreError
+from saelab.core.result import Result
 from saelab.features.explanations import Explanations, Score
 from saelab.features.html import CSS, bars_html, contexts_html, interval_html, legend_html, weights_html
 from saelab.features.notes import Note, Notes
 from saelab.features.query import interval_samples
 from saelab.features.store import FeatureStore, open_features
 from saelab.features.table import quoted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
 
 PAGE = """
 :root{color-scheme:light dark}
@@ -65,14 +71,31 @@ class Panes:
     """Features active on the same tokens."""
 
 
-@dataclass(frozen=True, eq=False)
-class Dashboard:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dashboard(Result):
     """Some features as HTML; a notebook shows it by itself."""
 
     title: str
     """What it shows."""
     body: str
     """The panes, with their style, as a piece of a page."""
+    store: FeatureStore
+    """The store of the features."""
+    features: tuple[int, ...]
+    """Their numbers."""
+
+    def __repr__(self) -> str:
+        return f"Dashboard({self.title})"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per feature: its part of the store's summary."""
+        return self.store.summary().loc[list(self.features)]
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Histogram of each feature's activations."""
+        from saelab.features.figures import activation_histogram
+
+        return {f"feature {i}": activation_histogram(self.store.histogram(i)) for i in self.features}
 
     def _repr_html_(self) -> str:
         return self.body
@@ -141,7 +164,7 @@ def dashboard(store: FeatureStore, features: Sequence[int], panes: Panes | None 
         f"{f'<p>Features: {links}</p>' if links else ''}{''.join(sections)}</div>"
     )
     title = f"Feature {features[0]}" if len(features) == 1 else f"{len(features)} features"
-    return Dashboard(f"{title} of {about['model']} at {about['site']}", body)
+    return Dashboard(f"{title} of {about['model']} at {about['site']}", body, store, tuple(features))
 
 
 def _section(

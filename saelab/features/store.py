@@ -24,6 +24,7 @@ from jaxtyping import Float32, Int64
 
 from saelab.core.artifacts import file_checksum, read_manifest
 from saelab.core.errors import ConfigError, CorruptError, StoreError, nearest
+from saelab.core.result import Result
 from saelab.features import layout
 from saelab.features.arrays import map_npy
 from saelab.features.layout import SUMMARY
@@ -31,6 +32,7 @@ from saelab.features.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
     from saelab.core.code import SparseCode
     from saelab.core.counts import HistogramResult
@@ -69,7 +71,7 @@ def opened_last() -> "FeatureStore | None":
     return _last[-1]() if _last else None
 
 
-class FeatureStore:
+class FeatureStore(Result):
     """Read-only view of a feature store; made by :func:`open_features` or ``build_features``.
 
     Arrays are mapped on first use, so opening is cheap and memory is the kernel's page cache.
@@ -103,6 +105,16 @@ class FeatureStore:
             f"FeatureStore({str(self.path)!r}: {self.n_features:,} features of {self.manifest['model']} at "
             f"{self.manifest['site']} on {self.n_tokens:,} tokens of {self.manifest['source']})"
         )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per feature: :meth:`summary`."""
+        return self.summary()
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """``density``: on what share of the tokens features fire."""
+        from saelab.features.figures import density_histogram
+
+        return {"density": density_histogram(np.asarray(self.column("density")))}
 
     def array(self, name: str) -> np.ndarray:
         """One of the store's arrays by its path, such as ``by_token/values.npy``, memory-mapped."""

@@ -11,27 +11,36 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saelab.core.errors import ModelError
+from saelab.core.named import carried
 from saelab.models.loading import Loaded, boot_bridge, load_plain, load_tokenizer
 from saelab.models.sites import Replacement, Site, SiteTable, call, capture, hooked, survey
 from saelab.models.splice import Codec, Spliced, splice
 
 
-def load_model(name: str, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> "SubjectModel":
+def load_model(
+    name: "str | SubjectModel", dtype: str = "float32", device: str = "cpu", revision: str | None = None
+) -> "SubjectModel":
     """Load the model under study.
 
     ``name`` is ``"embedded"``, a local Hugging Face folder, or a hub id (of which ``revision`` chooses a branch, tag or
-    commit). ``dtype``, ``"float32"`` or ``"bfloat16"``, is the dtype of the weights, and so of the activations.
+    commit). ``dtype``, ``"float32"`` or ``"bfloat16"``, is the dtype of the weights, and so of the activations. A
+    model that is loaded already is returned as it is.
 
     Raises :class:`ModelError` (unknown model, missing files, unsupported architecture) or :class:`FormatError` (the
     weights are a pickle). A missing tokenizer is an error only when it is asked for.
     """
-    loaded = load_plain(name, dtype, device, revision)
+    opened = name if isinstance(name, SubjectModel) else carried(name, SubjectModel)
+    if opened is not None:
+        return opened
+    loaded = load_plain(str(name), dtype, device, revision)
     try:
         tokenizer, problem = load_tokenizer(loaded, revision), None
     except ModelError as error:
         tokenizer, problem = None, error
     bridge, paths = boot_bridge(loaded, tokenizer, dtype)
-    return SubjectModel(name, loaded, bridge, paths, tokenizer=tokenizer, tokenizer_problem=problem)
+    model = SubjectModel(str(name), loaded, bridge, paths, tokenizer=tokenizer, tokenizer_problem=problem)
+    model.revision = revision
+    return model
 
 
 class SubjectModel:
@@ -54,6 +63,8 @@ class SubjectModel:
     ) -> None:
         self.name = name
         """What :func:`load_model` was given."""
+        self.revision: str | None = None
+        """Revision that was asked for, of a hub id."""
         self.fingerprint = loaded.fingerprint
         """Identifies config and weights, wherever the files lie."""
         self.folder = loaded.folder
@@ -69,6 +80,12 @@ class SubjectModel:
         self.d_vocab = int(bridge.cfg.d_vocab)
         self._table: SiteTable | None = None
         self._bridge_only = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"SubjectModel({self.name!r}: {self.n_layers} layers, d_model {self.d_model}, context {self.n_ctx}, "
+            f"vocabulary {self.d_vocab:,}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
 
     @property
     def tokenizer(self) -> Any:

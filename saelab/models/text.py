@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.core.errors import MissingFileError, TextError, nearest
+from saelab.core.named import Named
 from saelab.models.stdlib_corpus import stdlib_files, stdlib_folder
 
 DOCUMENT_BYTES = 8 << 20
@@ -187,8 +188,10 @@ def open_text(spec: TextSpec | TextSource, column: str = "text") -> TextSource:
         TextError: no such split, an empty folder, a one-shot iterator.
 
     """
-    if isinstance(spec, TextSource):
-        return spec
+    opened = spec.thing if isinstance(spec, Named) else spec
+    if isinstance(opened, TextSource):
+        return opened
+    assert not isinstance(spec, TextSource)
     if isinstance(spec, str | Path):
         return _open_named(str(spec), column)
     if callable(spec):

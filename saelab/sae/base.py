@@ -13,6 +13,7 @@ chosen so that the mean of ``||x_s||^2`` is d_in:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
@@ -74,6 +75,8 @@ class SAE(nn.Module, ABC):
         """Initialise with random unit decoder rows and the encoder tied to them; ``seed=None`` leaves zeros."""
         super().__init__()
         self.config = config
+        self.folder: Path | None = None
+        """The folder (or another library's file) that it was loaded from."""
         self.site: str | None = None
         """Where in its model it belongs, as the folder it was loaded from says."""
         self.target_site: str | None = None
@@ -91,6 +94,11 @@ class SAE(nn.Module, ABC):
         self.W_dec.normal_(generator=generator)
         normalize_rows_(self.W_dec)
         self.w_enc_t.copy_(self.W_dec).mul_(self.encoder_start)
+
+    def extra_repr(self) -> str:
+        """Show the sizes when the SAE is printed."""
+        where = f", site={self.site}" if self.site else ""
+        return f"{self.config.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{where}"
 
     # Sizes and views -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from saelab.core.artifacts import (
 )
 from saelab.core.config import parse_config
 from saelab.core.errors import ConfigError, CorruptError, FormatError, nearest
+from saelab.core.named import carried
 from saelab.sae.base import SAE
 from saelab.sae.registry import ARCHITECTURES, build_sae
 
@@ -62,15 +63,21 @@ def save_sae(sae: SAE, folder: str | Path, meta: Mapping[str, Any] | None = None
     )
 
 
-def load_sae(folder: str | Path, device: str = "cpu") -> SAE:
+def load_sae(folder: str | Path | SAE, device: str = "cpu") -> SAE:
     """Load an SAE folder, in evaluation mode and without gradients.
 
     A checkpoint of another library (SAELens, sparsify, dictionary_learning, OpenMOSS, OpenAI; folder or file) is loaded
     as :func:`saelab.sae.formats.import_sae` does: the format is found out, and the SAE takes raw activations.
 
+    An SAE that is loaded already is returned as it is.
+
     Raises :class:`MissingFileError`, :class:`FormatError` (another kind of folder or a pickle), :class:`CorruptError`
     (weights that are not the ones written) or :class:`ConfigError` (an architecture this version does not know).
     """
+    opened = folder if isinstance(folder, SAE) else carried(folder, SAE)
+    if opened is not None:
+        return opened
+    assert not isinstance(folder, SAE)
     folder = Path(folder)
     if _is_foreign(folder):
         return _at_its_site(_foreign(folder).to_sae(device), folder)
@@ -96,13 +103,20 @@ def load_sae(folder: str | Path, device: str = "cpu") -> SAE:
 
 def _at_its_site(sae: SAE, folder: Path) -> SAE:
     """Write down where the SAE belongs, as far as the folder says."""
+    sae.folder = folder
     trained = load_meta(folder).get("provenance", {}) if _is_foreign(folder) or (folder / META).is_file() else {}
     sae.site, sae.target_site = trained.get("site"), trained.get("target_site")
     return sae
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
-    """Return ``meta.json`` of an SAE folder; of another library's checkpoint, what its files say about it."""
+    """Return ``meta.json`` of an SAE folder; of another library's checkpoint, what its files say about it.
+
+    Of an SAE that was made in memory nothing is recorded: {}.
+    """
+    opened = carried(folder, SAE)
+    if opened is not None and opened.folder is None:
+        return {}
     if _is_foreign(Path(folder)):
         found = _foreign(Path(folder)).meta
         # SAELens names sites as saelab does; the others name modules.

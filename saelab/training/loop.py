@@ -30,7 +30,7 @@ from saelab.training.stopping import Stopped, stop_requests
 LOG = "training.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitResult:
     """One trained SAE."""
 
@@ -46,6 +46,13 @@ class FitResult:
     """Tokens trained on."""
     metrics: dict[str, float]
     """Means over the last tenth of the training: loss, mse, fvu, l0, dead_fraction ..."""
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return (
+            f"FitResult({str(self.path)!r}: FVU {m['fvu']:.4f}, L0 {m['l0']:.1f}, dead {m['dead_fraction']:.1%} at the "
+            f"end of {self.tokens:,} tokens)"
+        )
 
 
 def fit(

@@ -3,12 +3,18 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
+from saelab.core.named import Named, Ref
+
+if TYPE_CHECKING:
+    from saelab.analysis.circuits.circuit import Circuit
+    from saelab.analysis.circuits.codes import CodeScores
+    from saelab.analysis.circuits.compare import Comparison
 
 _METHODS = ("codes", "patching", "patching-nodes", "acdc", "eap", "eap-ig", "dfa")
 
@@ -18,7 +24,7 @@ class TaskJob(Config):
 
     task: str
     """Task of data/tasks, a YAML file of that form, or a prompt file (.csv, .json, .jsonl)."""
-    model: str = "embedded"
+    model: Ref = "embedded"
     """Model: embedded, a folder, a hub id, or one of hand-induction, reverse, proportion, induction-trained."""
     device: str = "cpu"
     """Torch device of the model."""
@@ -89,6 +95,8 @@ def open_model(name: str, device: str = "cpu") -> Any:
     from saelab.analysis.circuits.trained import trained_induction_folder
     from saelab.models.subject import load_model
 
+    if isinstance(name, Named):
+        return load_model(name)
     if name in KNOWN and not Path(name).exists():
         with tempfile.TemporaryDirectory() as folder:
             model = load_model(str(write_known(name, folder)), device=device)
@@ -115,7 +123,7 @@ def open_task(job: TaskJob) -> tuple[Any, Any, Any, Any]:
     return Components(model), train, heldout, Setting(metric, job.ablation, job.positions)
 
 
-def run_heads(job: HeadsJob) -> Any:
+def run_heads(job: HeadsJob) -> "CodeScores":
     """Discrete-code scores of all heads: :class:`saelab.analysis.circuits.codes.CodeScores`."""
     from saelab.analysis.circuits.codes import discrete_codes
 
@@ -131,7 +139,7 @@ def codes_config(job: HeadsJob) -> Any:
     return CodesConfig(**{name: getattr(job, name) for name in names})
 
 
-def run_compare(job: CompareJob) -> Any:
+def run_compare(job: CompareJob) -> "Comparison":
     """All methods side by side: :class:`saelab.analysis.circuits.compare.Comparison`."""
     from saelab.analysis.circuits.compare import compare
     from saelab.analysis.circuits.run import EdgeRunner
@@ -175,7 +183,7 @@ def known_truth(job: TaskJob, parts: Any) -> Any:
     return None
 
 
-def run_find(job: FindJob, out: str | Path | None = None, *, force: bool = False) -> Any:
+def run_find(job: FindJob, out: str | Path | None = None, *, force: bool = False) -> "Circuit":
     """Smallest faithful circuit of a task; with ``out`` also written as a folder of kind ``circuit``."""
     from saelab.analysis.circuits.acdc import acdc
     from saelab.analysis.circuits.circuit import save_circuit, smallest_circuit

@@ -2,23 +2,29 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
+from saelab.core.named import Ref
 from saelab.workflows.circuits import open_model
+
+if TYPE_CHECKING:
+    from saelab.analysis.circuits.attribution.graph import AttributionGraph
+    from saelab.analysis.circuits.explained import AttentionExplanation
+    from saelab.analysis.circuits.features.circuit import FeatureCircuit
 
 
 class FeaturesJob(Config):
     """What ``saelab circuits features`` needs."""
 
-    saes: list[str] = Field(min_length=1)
+    saes: list[Ref] = Field(min_length=1)
     """SAE folders, one for each site; each knows its site and model."""
     task: str = Field()
     """Task of data/tasks, a YAML file of that form, or a prompt file."""
-    model: str | None = None
+    model: Ref | None = None
     """Model, if not the one recorded in the SAEs."""
     device: str = "cpu"
     """Torch device."""
@@ -53,7 +59,7 @@ class FeaturesJob(Config):
 class AttentionJob(Config):
     """What ``saelab circuits attention`` needs."""
 
-    sae: str = Field()
+    sae: Ref = Field()
     """SAE folder at a site blocks.N.attn.hook_z."""
     feature: int = Field(ge=0)
     """The feature."""
@@ -61,22 +67,22 @@ class AttentionJob(Config):
     """Text that it fires on."""
     position: int | None = None
     """Token to explain; null: where the feature's pre-activation is largest."""
-    others: list[str] = Field(default_factory=list)
+    others: list[Ref] = Field(default_factory=list)
     """Further attention SAEs and transcoders, for the tree below."""
     depth: int = Field(default=2, ge=1)
     """Levels of attention features in the tree."""
-    model: str | None = None
+    model: Ref | None = None
     """Model, if not the one recorded in the SAE."""
 
 
 class GraphJob(Config):
     """What ``saelab circuits graph`` needs."""
 
-    transcoders: list[str] = Field(min_length=1)
+    transcoders: list[Ref] = Field(min_length=1)
     """Transcoder folders, one for each layer's MLP."""
     prompt: str = Field(min_length=1)
     """Text whose next token is explained."""
-    model: str | None = None
+    model: Ref | None = None
     """Model, if not the one recorded in the transcoders."""
     device: str = "cpu"
     """Torch device."""
@@ -115,7 +121,7 @@ def open_saes(folders: list[str], model: str | None, device: str) -> tuple[Any, 
     return opened, loaded
 
 
-def run_features(job: FeaturesJob, out: str | Path | None = None, *, force: bool = False) -> Any:
+def run_features(job: FeaturesJob, out: str | Path | None = None, *, force: bool = False) -> "FeatureCircuit":
     """Find a feature circuit; with ``out`` also written as a folder of kind ``circuit``."""
     from saelab.analysis.circuits.features.circuit import find_feature_circuit
     from saelab.analysis.circuits.features.effects import FeatureRunner
@@ -167,7 +173,7 @@ def save_feature_circuit(circuit: Any, folder: str | Path, tokens: Mapping[str, 
     data = circuit.to_dict()
     write_json(folder / "circuit.json", data)
     about = describe if tokens else None
-    write_pages(folder, feature_report(circuit, about), feature_figure(circuit, about))
+    write_pages(folder, feature_report(circuit, about), feature_figure(circuit, about)[0])
     keys = ("model", "task", "sites", "method", "metric", "patch", "errors", "threshold", "n_prompts", "n_heldout")
     write_manifest(folder, "circuit", {"content": "features", **{key: data[key] for key in keys}})
     return folder
@@ -190,8 +196,8 @@ def top_tokens(stores: list[str], n: int = 3) -> dict[str, list[str]]:
     return found
 
 
-def run_attention(job: AttentionJob) -> dict[str, Any]:
-    """Explain a feature of an attention SAE at one token: heads, source positions, tree (plain values)."""
+def run_attention(job: AttentionJob) -> "AttentionExplanation":
+    """Explain a feature of an attention SAE at one token: heads, source positions, tree."""
     import torch
 
     from saelab.analysis.circuits.attention import (
@@ -203,6 +209,7 @@ def run_attention(job: AttentionJob) -> dict[str, Any]:
         source_attribution,
         top_sources,
     )
+    from saelab.analysis.circuits.explained import AttentionExplanation
     from saelab.analysis.circuits.tree import TreeBuilder
     from saelab.analysis.prompt import tokenise
     from saelab.models.components import Components
@@ -227,19 +234,28 @@ def run_attention(job: AttentionJob) -> dict[str, Any]:
     texts = [model.tokenizer.decode([t]) for t in tokens[0].tolist()]
     sources = top_sources(terms, 0, position).head(12)
     shares = head_weights(sae, parts.n_heads)[job.feature].tolist()
-    return {
-        "feature": job.feature,
-        "site": provenance["site"],
-        "tokens": texts,
-        "position": position,
-        "pre_activation": float(pre[position]),
-        "heads": [{"head": f"{layer}.{h}", "weights": shares[h], "activation": float(by_head[h])}
-                  for h in range(parts.n_heads)],
-        "sources": [{"head": f"{layer}.{int(r.head)}", "source": int(r.source), "token": texts[int(r.source)],
-                     "term": float(r.term)} for r in sources.itertuples()],
-        "tree": tree.to_dict(),
-        "tree_lines": tree.lines(),
-    }  # fmt: skip
+    return AttentionExplanation(
+        feature=job.feature,
+        site=str(provenance["site"]),
+        tokens=tuple(texts),
+        position=position,
+        pre_activation=float(pre[position]),
+        heads=tuple(
+            {"head": f"{layer}.{h}", "weights": shares[h], "activation": float(by_head[h])}
+            for h in range(parts.n_heads)
+        ),
+        sources=tuple(
+            {
+                "head": f"{layer}.{int(r.head)}",
+                "source": int(r.source),
+                "token": texts[int(r.source)],
+                "term": float(r.term),
+            }
+            for r in sources.itertuples()
+        ),
+        tree=tree.to_dict(),
+        tree_lines=tuple(tree.lines()),
+    )
 
 
 def mlp_layer(provenance: Mapping[str, Any]) -> int:
@@ -265,7 +281,7 @@ def transcoder_site(transcoder: Any, provenance: Mapping[str, Any]) -> Any:
     return TranscoderSite(transcoder.requires_grad_(False), reads)  # type: ignore[arg-type]
 
 
-def run_graph(job: GraphJob, out: str | Path | None = None, *, force: bool = False) -> Any:
+def run_graph(job: GraphJob, out: str | Path | None = None, *, force: bool = False) -> "AttributionGraph":
     """Attribution graph of a prompt; with ``out`` also written as a folder of kind ``circuit``."""
     from saelab.analysis.circuits.attribution.export import save_graph
     from saelab.analysis.circuits.attribution.graph import attribution_graph

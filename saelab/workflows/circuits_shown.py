@@ -101,7 +101,8 @@ def _features(folder: Path) -> ShownCircuit:
         if e["source"] in known
     ]
     labels = [(float(k), site) for k, site in enumerate(sites)]
-    figure = _clickable(nodes, edges, [(row["site"], row["feature"]) for row in rows], y_labels=labels)
+    axes: dict[str, Any] = {"y_labels": labels, "x_title": "nodes of a site, largest effect first", "y_title": "site"}
+    figure = _clickable(nodes, edges, [(row["site"], row["feature"]) for row in rows], **axes)
     best = max(data["curve"], key=lambda point: point["faithfulness"], default=None)
     numbers = {
         "nodes": (f"{len(rows):,}", f"Of {data['n_candidates']:,} with any effect."),
@@ -150,7 +151,7 @@ def _attribution(folder: Path) -> ShownCircuit:
     labels = [(2.0 * k, "tokens" if k < 0 else "logits" if k == last else f"MLP {k}") for k in range(-1, last + 1)]
     targets = [(row["site"], row["feature"]) for row in rows]
     positions = [(float(k), str(token)) for k, token in enumerate(tokens)]
-    figure = _clickable(nodes, edges, targets, y_labels=labels, x_labels=positions)
+    figure = _clickable(nodes, edges, targets, y_labels=labels, x_labels=positions, x_title="token", y_title="layer")
     numbers = {
         "nodes": (f"{len(nodes):,}", "After pruning."),
         "edges": (f"{len(edges):,}", "After pruning."),
@@ -181,7 +182,7 @@ def _clickable(
     """Draw a graph whose first points carry their targets, so that a click can open a feature."""
     from saelab.analysis.circuits.figure import graph_figure
 
-    figure = graph_figure(nodes, edges, **axes)
+    figure, _ = graph_figure(nodes, edges, **axes)
     points = figure.data[-1]
     points.hovertext, points.hovertemplate = points.customdata, "%{hovertext}<extra></extra>"
     points.customdata = [list(t) for t in targets] + [["", -1]] * (len(nodes) - len(targets))

@@ -9,6 +9,7 @@ from pydantic import Field
 from saelab.core.artifacts import prepare_output, read_manifest
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError, StoreError
+from saelab.core.named import Ref
 from saelab.models.tokens import TokensConfig
 from saelab.workflows.evaluate import EvaluateJob, open_job
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 class CompareJob(Config):
     """Two SAEs, and the tokens to compare their activations on."""
 
-    a: str
+    a: Ref
     """SAE folder, or feature store."""
-    b: str
+    b: Ref
     """Another one of the same kind."""
     store: str | None = None
     """Activation store to encode with both SAEs; without it, text is run through the model."""
-    text: str | None = None
+    text: Ref | None = None
     """Text to run; default: the held-out part of what A was trained on."""
     column: str = "text"
     """Column that holds the text."""

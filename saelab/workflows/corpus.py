@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from saelab.core.config import Config
+from saelab.core.named import Ref
 from saelab.models.tokens import TokensConfig
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 class ModelJob(Config):
     """Which subject model, and how to load it."""
 
-    model: str = "embedded"
+    model: Ref = "embedded"
     """Subject model: 'embedded', a Hugging Face id, or a local folder."""
     revision: str | None = None
     """Revision of a Hugging Face model."""
@@ -32,7 +33,7 @@ class ModelJob(Config):
 class CorpusJob(ModelJob):
     """A model and the text it reads."""
 
-    text: str = "stdlib:train"
+    text: Ref = "stdlib:train"
     """Text: a file, a folder, .jsonl, .parquet, 'hf:owner/name', 'stdlib:train' or 'stdlib:heldout'."""
     column: str = "text"
     """Column that holds the text in .jsonl, .parquet and Hugging Face datasets."""

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from saelab.core.artifacts import prepare_output
 from saelab.core.config import Config, dump_yaml
+from saelab.core.named import Ref
 
 if TYPE_CHECKING:
     from saelab.analysis.dark_matter.result import DarkMatter
@@ -57,9 +58,9 @@ class DarkMatterJob(Config):
     """Share of the contexts that fits may see; everything is measured on the others."""
     model_parts: bool = True
     """Run the model: loss baselines and downstream effect."""
-    model: str | None = None
+    model: Ref | None = None
     """Subject model, if not found under the name recorded in the store."""
-    text: str | None = None
+    text: Ref | None = None
     """The store's text, if not found under the name recorded in the store."""
     column: str = "text"
     """Column that holds the text."""

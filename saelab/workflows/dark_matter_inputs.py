@@ -107,7 +107,7 @@ def _model(job: "DarkMatterJob", store: "ActivationStore") -> tuple[Any, Any]:
         model=job.model or str(made_by["name"]),
         dtype=made_by["dtype"],
         device=job.device,
-        text=str(source),
+        text=source,
         column=job.column,
         tokens=TokensConfig(**{key: text[key] for key in keys if text.get(key) is not None}),
     )

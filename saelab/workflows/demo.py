@@ -138,7 +138,7 @@ def run_demo(
         config=fitted.config,
         seconds=seconds,
         tokens={
-            "harvest": harvested["n_rows"],
+            "harvest": harvested.n_rows,
             "train": fitted.tokens,
             "eval": evaluation.n_tokens,
             "build": features.n_tokens,

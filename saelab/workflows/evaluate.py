@@ -9,6 +9,7 @@ from pydantic import Field
 from saelab.core.artifacts import prepare_output
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
+from saelab.core.named import Ref
 from saelab.models.tokens import TokensConfig
 from saelab.workflows.corpus import CorpusJob
 
@@ -18,15 +19,15 @@ DEFAULT_TEXT = {"stdlib:train": "stdlib:heldout"}
 class SaeCorpusJob(Config):
     """An SAE and the text to run it on; model, site and tokenisation default to those it was trained with."""
 
-    sae: str
+    sae: Ref
     """SAE folder."""
-    model: str | None = None
+    model: Ref | None = None
     """Subject model, if not the one recorded in the SAE."""
     device: str = "cpu"
     """Torch device of model and SAE."""
     site: str | None = None
     """Site, if not the one recorded in the SAE."""
-    text: str | None = None
+    text: Ref | None = None
     """Text source; an SAE trained on 'stdlib:train' defaults to 'stdlib:heldout'."""
     column: str = "text"
     """Column that holds the text."""
@@ -93,11 +94,11 @@ def open_job(job: SaeCorpusJob) -> tuple[Any, Any, Any, str]:
         if value is None:
             raise ConfigError(f"{job.sae} does not record its {key}; give --{key}")
     corpus = CorpusJob(
-        model=str(model_name),
+        model=model_name,
         revision=recorded.get("revision"),
         dtype=recorded.get("dtype", "float32"),
         device=job.device,
-        text=str(text),
+        text=text,
         column=job.column,
         tokens=job.tokens or TokensConfig(**recorded.get("tokens", {})),
     )

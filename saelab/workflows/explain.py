@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,10 +20,15 @@ from saelab.analysis.autointerp.report import ExplainReport, report
 from saelab.analysis.autointerp.scorers.base import Item, Scorer, ScoringConfig, settings_of
 from saelab.core.errors import ConfigError
 from saelab.core.progress import progress
+from saelab.core.result import Result
 from saelab.features.explanations import NO_AUTHOR, SHUFFLED, Explanation, Explanations
 from saelab.features.store import open_features
 from saelab.workflows.explain_controls import control_subject
 from saelab.workflows.explain_setup import ExplainJob, Setup, Subject
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
 
 __all__ = ["ExplainJob", "ExplainResult", "dry_run", "make_report", "run_explain"]
 
@@ -33,8 +38,8 @@ DRY_FEATURES = 32
 """Features whose prompts a dry run counts; the rest is in proportion."""
 
 
-@dataclass(frozen=True)
-class ExplainResult:
+@dataclass(frozen=True, repr=False)
+class ExplainResult(Result):
     """What a run did."""
 
     report: ExplainReport
@@ -51,6 +56,17 @@ class ExplainResult:
     """What the judge was asked, and the bill."""
     notes: tuple[str, ...] = ()
     """What could not be done, and why."""
+
+    def __repr__(self) -> str:
+        return f"ExplainResult({self.features:,} features, {self.left_out:,} left out; {self.report!r})"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row for each score: its mean on the SAE beside its controls."""
+        return self.report.side_by_side()
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """The report's figures."""
+        return self.report.figures()
 
     def to_dict(self) -> dict[str, Any]:
         """The one JSON object of ``saelab explain --json``."""

@@ -22,6 +22,7 @@ from saelab.analysis.autointerp.samplers import SAMPLERS
 from saelab.analysis.autointerp.scorers.base import Scorer, ScoringConfig
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError, SaelabError, nearest
+from saelab.core.named import Ref
 from saelab.features.explanations import NO_AUTHOR, Explanations
 from saelab.features.store import FeatureStore, open_features
 
@@ -37,8 +38,10 @@ class ExplainJob(Config):
 
     store: str
     """Feature store."""
-    sae: str | None = None
+    sae: Ref | None = None
     """SAE folder; default: looked for beside the store, by its fingerprint."""
+    model: Ref | None = None
+    """Subject model, if not found under the name recorded in the store."""
     explainers: list[str] | None = None
     """token-set, llm, llm-contrastive, llm-logits; default: token-set, and llm when there is a judge."""
     scorers: list[str] | None = None
@@ -167,13 +170,13 @@ class Setup:
         from saelab.models.subject import load_model
 
         try:
-            model = load_model(str(self.store.manifest["model"]), device=self.job.device)
+            model = load_model(self.job.model or str(self.store.manifest["model"]), device=self.job.device)
         except SaelabError as error:
             self.notes.append(f"the model could not be loaded ({error}): no surprisal, no intervention, no controls")
             return None
         if model.fingerprint != self.store.manifest.get("model_fingerprint"):
             self.notes.append(
-                f"{self.store.manifest['model']} is not the model that the store was built with (its fingerprint "
+                f"{model.name} is not the model that the store was built with (its fingerprint "
                 "differs): no surprisal, no intervention, no controls"
             )
             return None

@@ -1,9 +1,8 @@
 """Harvest: a model and a text in, an activation store out."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -12,6 +11,7 @@ from saelab.core.artifacts import MANIFEST, human_bytes, read_json
 from saelab.workflows.corpus import CorpusJob
 
 if TYPE_CHECKING:
+    from saelab.activations.store import ActivationStore
     from saelab.models.subject import SubjectModel
 
 
@@ -33,8 +33,8 @@ def run_harvest(
     force: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Harvest ``job`` into the folder ``out``; return rows, bytes, seconds and tokens per second.
+) -> "ActivationStore":
+    """Harvest ``job`` into the folder ``out``; the store's ``report`` says what was done.
 
     ``say`` receives one line with the disk use before anything is written.
     """
@@ -43,7 +43,6 @@ def run_harvest(
     if job.sparse == "auto":
         config = config.model_copy(update={"execution": _accelerate(job, model, Path(out), resume, say)})
     where = f"{job.model} at {', '.join(job.sites)} on {job.text}"
-    started = time.perf_counter()
     store = harvest(
         model,
         job.rows(model),
@@ -54,17 +53,9 @@ def run_harvest(
         resume=resume,
         on_estimate=lambda needed: say(f"{where}: at most {human_bytes(needed)} in {out}"),
     )
-    seconds = time.perf_counter() - started
-    size = sum(f.stat().st_size for f in Path(out).rglob("*") if f.is_file())
-    say(f"{store.n_rows:,} rows, {human_bytes(size)}, {seconds:.1f} s")
-    return {
-        "store": str(out),
-        "n_rows": store.n_rows,
-        "bytes": size,
-        "seconds": seconds,
-        "tokens_per_second": store.n_rows / seconds,
-        "execution": list(config.execution),
-    }
+    assert store.report is not None, "harvest reports"
+    say(f"{store.n_rows:,} rows, {human_bytes(store.report.bytes)}, {store.report.seconds:.1f} s")
+    return store
 
 
 def _accelerate(

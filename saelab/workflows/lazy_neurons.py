@@ -8,6 +8,7 @@ from pydantic import Field
 
 from saelab.core.artifacts import atomic_writer, prepare_output, write_json, write_manifest
 from saelab.core.errors import ConfigError
+from saelab.core.named import Ref
 from saelab.workflows.corpus import CorpusJob
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ KIND = "lazy-neurons"
 class LazyNeuronsJob(CorpusJob):
     """What ``saelab lazy-neurons`` needs."""
 
-    text: str = "stdlib:heldout"
+    text: Ref = "stdlib:heldout"
     """Text: a file, a folder, .jsonl, .parquet, 'hf:owner/name', 'stdlib:train' or 'stdlib:heldout'."""
-    sae: str | None = None
+    sae: Ref | None = None
     """SAE folder to compare with the neurons of its block, at equal L0."""
     site: str | None = None
     """Site, if the SAE does not record it."""

@@ -12,6 +12,7 @@ from saelab.activations.live import LiveStream
 from saelab.activations.store import open_store
 from saelab.core.batch import BatchSource
 from saelab.core.errors import ConfigError, ModelError, SiteError, nearest
+from saelab.core.named import Named
 from saelab.sae.registry import ARCHITECTURES
 from saelab.training.config import FitConfig
 from saelab.training.run import Objective, training_pass
@@ -242,7 +243,9 @@ def site_of(sites: list[str], wanted: str | None, store: str) -> str:
 
 
 def load(job: ModelJob) -> "SubjectModel":
-    """Load a model, once for all who ask for it in turn."""
+    """Load a model, once for all who ask for it in turn; one that is open already is taken as it is."""
+    if isinstance(job.model, Named):
+        return job.load()
     return _load_cached(job.model, job.dtype, job.device, job.revision)
 
 

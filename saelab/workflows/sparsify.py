@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from saelab.core.artifacts import prepare_output
+from saelab.core.named import Ref
+from saelab.core.result import Result
 from saelab.models.tokens import TokensConfig
 from saelab.sparsity.measure import measure
 from saelab.sparsity.recipe import Recipe
@@ -15,6 +17,7 @@ from saelab.workflows.corpus import ModelJob
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
     from saelab.models.subject import SubjectModel
     from saelab.models.tokens import TokenRows
@@ -25,9 +28,9 @@ class SparsifyJob(ModelJob):
 
     recipe: Recipe = Recipe(sparsity=0.5)
     """Method, pattern, sparsity, allocation, layers."""
-    calibration: str = "stdlib:train"
+    calibration: Ref = "stdlib:train"
     """Text whose activations tell which weights matter."""
-    text: str = "stdlib:heldout"
+    text: Ref = "stdlib:heldout"
     """Held-out text on which the sparse model is compared with the dense one."""
     column: str = "text"
     """Column that holds the text in .jsonl, .parquet and Hugging Face datasets."""
@@ -49,8 +52,8 @@ class SparsifyJob(ModelJob):
         return TokenRows(model.tokenizer, open_text(text, column=self.column), config, model.n_ctx)
 
 
-@dataclass(frozen=True)
-class SparsityReport:
+@dataclass(frozen=True, repr=False)
+class SparsityReport(Result):
     """A model before and after pruning."""
 
     model: str
@@ -79,6 +82,25 @@ class SparsityReport:
         import pandas as pd
 
         return pd.DataFrame([{**{k: v for k, v in row.items() if k != "facts"}, **row["facts"]} for row in self.layers])
+
+    def __repr__(self) -> str:
+        return (
+            f"SparsityReport({self.path}: {self.sparsity:.1%} of the weights of {self.model} removed by "
+            f"{self.recipe['method']['name']}, held-out loss {self.cost['loss_dense']:.3f} -> "
+            f"{self.cost['loss_sparse']:.3f} nats)"
+        )
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Sparsity of each layer, as counted."""
+        from plotly import graph_objects as go
+
+        from saelab.core.plotting import BLUE, figure
+
+        frame = self.to_frame()
+        bars = go.Bar(y=frame["name"], x=frame["sparsity"], orientation="h", marker={"color": BLUE})
+        axes = {"xaxis": {"title": "share of weights removed", "tickformat": ".0%", "range": [0, 1]}}
+        axes["yaxis"] = {"title": "layer", "autorange": "reversed"}
+        return {"layers": (figure(bars, height=90 + 22 * len(frame), **axes), frame)}
 
 
 def run_sparsify(job: SparsifyJob, out: str | Path, *, force: bool = False) -> SparsityReport:

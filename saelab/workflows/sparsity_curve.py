@@ -15,6 +15,7 @@ from jaxtyping import Float
 from saelab.core.artifacts import prepare_output, write_json, write_manifest
 from saelab.core.errors import ConfigError
 from saelab.core.progress import progress
+from saelab.core.result import Result
 from saelab.sparsity.layers import linear_layers
 from saelab.sparsity.measure import measure
 from saelab.sparsity.recipe import Recipe
@@ -40,12 +41,14 @@ class CurveJob(SparsifyJob):
     """Also prune N of every 8, for N = 7 ... 1."""
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Result):
     """Loss against sparsity."""
 
     model: str
+    """The dense model."""
     method: str
+    """Pruning method."""
     points: tuple[dict[str, Any], ...]
     """pattern, sparsity (as counted), loss_dense, loss, kl."""
     essential: dict[str, dict[str, float]]
@@ -67,22 +70,23 @@ class Curve:
 
         return pd.DataFrame([{"pattern": name, **values} for name, values in self.essential.items()])
 
-    def plot(self) -> "Figure":
-        """Loss (nats) against sparsity, with the knees marked."""
-        from plotly import graph_objects as go
+    def __repr__(self) -> str:
+        knees = ", ".join(f"{name} {found['knee']:.0%}" for name, found in self.essential.items())
+        return f"Curve({self.model}, {self.method}: {len(self.points)} sparsities, knee at {knees})"
 
-        from saelab.analysis.figures import PALETTE, template
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Loss against sparsity, with the knees marked."""
+        from saelab.core import plotting
 
-        figure = go.Figure(layout={"template": template()})
-        frame = self.to_frame()
-        for colour, (pattern, part) in zip(PALETTE, frame.groupby("pattern", sort=False), strict=False):
+        figure, frame = plotting.figure(height=360), self.to_frame()
+        for colour, (pattern, part) in zip(plotting.PALETTE, frame.groupby("pattern", sort=False), strict=False):
             figure.add_scatter(
                 x=part["sparsity"], y=part["loss"], mode="lines+markers", name=pattern, line_color=colour
             )
             figure.add_vline(x=self.essential[str(pattern)]["knee"], line_dash="dot", line_color=colour)
         figure.update_xaxes(title_text="share of weights removed")
         figure.update_yaxes(title_text="held-out loss (nats per token)", type="log")
-        return figure
+        return {"loss": (figure, frame)}
 
 
 def run_curve(job: CurveJob, out: str | Path | None = None, *, force: bool = False) -> Curve:

@@ -19,6 +19,7 @@ from saelab.core.artifacts import prepare_output, write_json, write_manifest
 from saelab.core.assets import resolve_config
 from saelab.core.config import Config, apply_overrides, load_yaml, parse_config
 from saelab.core.errors import ConfigError
+from saelab.core.result import Result
 from saelab.workflows.compare import CompareJob, run_compare
 from saelab.workflows.evaluate import EvaluateJob, run_evaluate
 from saelab.workflows.harvest import HarvestJob, run_harvest
@@ -60,8 +61,8 @@ class StudyJob(Config):
     """Seeds of the initialisation; two at least, since the control compares seeds."""
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, repr=False)
+class Study(Result):
     """The study of one or more sparse models."""
 
     models: tuple[dict[str, Any], ...]
@@ -72,6 +73,11 @@ class Study:
     lost: dict[str, list[int]]
     """Per sparse model: features of the dense SAE of the first seed that are lost there and not in the control."""
     seeds: tuple[int, ...]
+    """Seeds of the SAEs."""
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{m['model']} FVU {m['fvu']:.4f}" for m in self.models)
+        return f"Study({rows}; {len(self.seeds)} seeds)"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -84,22 +90,24 @@ class Study:
         matches = {row["model"]: row for row in self.matches}
         return pd.DataFrame([{**row, **matches[row["model"]]} for row in self.models])
 
-    def plot(self) -> "Figure":
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
         """FVU, CE recovered, and features lost, of each model; bars are one standard deviation."""
         from plotly.subplots import make_subplots
 
-        from saelab.analysis.figures import BLUE, template
+        from saelab.core.plotting import BLUE, template
 
         frame = self.to_frame()
-        titles = {"fvu": "FVU", "ce_recovered": "CE recovered", "lost": "features lost"}
-        figure = make_subplots(1, len(titles), subplot_titles=list(titles.values()))
+        titles = {"fvu": "FVU", "ce_recovered": "CE recovered", "lost": "share of features lost"}
+        figure = make_subplots(1, len(titles))
         for k, name in enumerate(titles, start=1):
             figure.add_bar(
                 x=frame["model"], y=frame[name], row=1, col=k, marker_color=BLUE, showlegend=False,
                 error_y={"type": "data", "array": frame[f"{name}_sd"]},
             )  # fmt: skip
+            figure.update_xaxes(title_text="model", row=1, col=k)
+            figure.update_yaxes(title_text=titles[name], row=1, col=k)
         figure.update_layout(template=template())
-        return figure
+        return {"study": (figure, frame)}
 
 
 def run_study(
@@ -159,7 +167,8 @@ def _model(job: StudyJob, name: str, path: str, folder: Path, say: Callable[[str
         run_evaluate(EvaluateJob(sae=str(_sae(folder, name, seed)), text=job.heldout, max_tokens=job.eval_tokens))
         for seed in job.seeds
     ]
-    row: dict[str, Any] = {"model": name, "tokens_per_second": harvested["tokens_per_second"]}
+    assert harvested.report is not None, "harvest reports"
+    row: dict[str, Any] = {"model": name, "tokens_per_second": harvested.report.tokens_per_second}
     for measure in MEASURES:
         values = [float(getattr(evaluation, measure)) for evaluation in found]
         row |= {measure: statistics.mean(values), f"{measure}_sd": statistics.stdev(values)}

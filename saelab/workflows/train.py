@@ -14,6 +14,7 @@ from saelab.training.checkpoint import CHECKPOINT
 from saelab.training.config import AnySAEConfig, FitConfig, TrainingConfig
 from saelab.training.end_to_end import EndToEndConfig
 from saelab.training.loop import FitResult, fit
+from saelab.training.run import Objective
 from saelab.training.setup import PROGRESS
 from saelab.workflows.pairs import PairsJob
 from saelab.workflows.sources import LiveJob, from_start, load, open_data, site_of
@@ -100,8 +101,12 @@ def run_train(
     force: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    objective: Objective | None = None,
 ) -> list[FitResult]:
-    """Train ``job`` into the folder ``out``: an SAE folder per run below it, and the resolved ``config.yaml``."""
+    """Train ``job`` into the folder ``out``: an SAE folder per run below it, and the resolved ``config.yaml``.
+
+    ``objective`` takes the place of the job's own losses.
+    """
     from saelab.core.artifacts import atomic_writer, prepare_output
     from saelab.training.loggers import open_loggers
 
@@ -130,7 +135,7 @@ def run_train(
         resume=resume,
         loggers=loggers,
         provenance=data.provenance,
-        objective=data.objective,
+        objective=objective or data.objective,
     )
 
 

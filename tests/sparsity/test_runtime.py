@@ -1,7 +1,5 @@
 """Sparse execution: the same activations, decisions that can be repeated, harvests that resume to the same bytes."""
 
-import json
-
 import pytest
 import torch
 
@@ -98,8 +96,7 @@ def test_a_harvest_says_what_it_used_and_resumes_to_the_same_bytes(folder, tmp_p
     said = []
     whole = run_harvest(job, tmp_path / "whole", say=said.append)
     assert any("sparse: " in line and "of the dense time" in line for line in said)
-    assert len(whole["execution"]) >= 12
-    assert json.loads((tmp_path / "whole" / "manifest.json").read_text())["config"]["execution"] == whole["execution"]
+    assert len(whole.manifest["config"]["execution"]) >= 12
 
     class Stop(Exception):
         pass

@@ -100,9 +100,9 @@ def test_browsing_does_not_import_torch(made):
     """What is read for a page without the live model stays small: torch alone would be 200 MB and seconds."""
     code = (
         "import sys; from saelab.workflows import browse, directions, live, results, runs;"
-        "from saelab.analysis import figures;"
+        "from saelab.core import plotting;"
         f"(place,) = browse.survey([{str(made)!r}]).places; opened = browse.open_place(place);"
-        "browse.card(place, opened.store); directions.nearest_features(opened, 3); figures.template();"
+        "browse.card(place, opened.store); directions.nearest_features(opened, 3); plotting.template();"
         "opened.store.histogram(3);"
         "browse.distinct_contexts(opened.store, 3, 5, before=3, after=3, distinct_rows=True);"
         "directions.decoder_plane(place.sae); assert place.sae is not None; print('torch' in sys.modules)"

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from saelab.analysis.autointerp.controls import CONTROLS
 from saelab.analysis.autointerp.intervals import mean
+from saelab.core.result import Result
 from saelab.features.explanations import SHUFFLED, Score
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class ReportRow:
     """Who judged."""
 
 
-@dataclass(frozen=True)
-class ExplainReport:
+@dataclass(frozen=True, repr=False)
+class ExplainReport(Result):
     """All scores of one feature store."""
 
     rows: tuple[ReportRow, ...]
@@ -101,11 +102,16 @@ class ExplainReport:
         lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.itertuples(index=False)]
         return "\n".join(lines)
 
-    def plot(self) -> "Figure":
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{r.scorer} {r.mean:.3f}" for r in self.rows if not r.control)
+        return f"ExplainReport({scores or 'no scores'})"
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
         """Bars with intervals: SAE and controls, score by score, for the author of the first row."""
+        import pandas as pd
         from plotly import graph_objects as go
 
-        from saelab.analysis.figures import PALETTE, template
+        from saelab.core.plotting import PALETTE, figure
 
         authors = {"", *[row.author for row in self.rows if row.author][:1]}
         rows = [row for row in self.rows if row.author in authors and row.scorer != "intervention"]
@@ -121,8 +127,9 @@ class ExplainReport:
                     marker={"color": PALETTE[k % len(PALETTE)]},
                 )
             )
-        layout = {"template": template(), "height": 320, "barmode": "group", "yaxis_title": "mean over features"}
-        return go.Figure(bars, layout)
+        axes = {"xaxis_title": "score", "yaxis_title": "mean over features (95 % interval)"}
+        frame = pd.DataFrame([asdict(row) for row in rows])
+        return {"scores": (figure(*bars, height=320, barmode="group", **axes), frame)}
 
 
 def report(scores: Iterable[Score], density: Float[np.ndarray, " n_features"]) -> ExplainReport:

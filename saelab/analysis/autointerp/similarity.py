@@ -14,11 +14,13 @@ from jaxtyping import Float, Int64
 
 from saelab.analysis.autointerp.embedders import Embedder
 from saelab.core.errors import ConfigError
+from saelab.core.result import Result
 from saelab.features.explanations import Explanations
 from saelab.features.store import FeatureStore
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 BLOCK = 2048
 """Features of A compared at once."""
@@ -46,8 +48,8 @@ class Direction:
     """Share whose best match by meaning is the one by correlation."""
 
 
-@dataclass(frozen=True, eq=False)
-class SemanticSimilarity:
+@dataclass(frozen=True, eq=False, repr=False)
+class SemanticSimilarity(Result):
     """Two SAEs compared by meaning."""
 
     directions: tuple[Direction, Direction]
@@ -56,6 +58,22 @@ class SemanticSimilarity:
     """What made the vectors."""
     pairs: "pd.DataFrame"
     """One row for each explained feature of A: ``feature``, ``match``, ``meaning``, and both explanations."""
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{d.name} {d.mean_meaning:.3f} (chance {d.mean_shuffled:.3f})" for d in self.directions)
+        return f"SemanticSimilarity({found}, by {self.embedder})"
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Mean best cosine of explanations, both ways, beside random pairs."""
+        from plotly import graph_objects as go
+
+        from saelab.core.plotting import BLUE, ORANGE, figure
+
+        frame = self.to_frame()
+        columns = (("best", "mean_meaning", BLUE), ("random pair", "mean_shuffled", ORANGE))
+        bars = [go.Bar(x=frame["name"], y=frame[c], name=name, marker={"color": colour}) for name, c, colour in columns]
+        axes = {"xaxis_title": "direction", "yaxis_title": "cosine of explanations (mean)"}
+        return {"meaning": (figure(*bars, barmode="group", **axes), frame)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the pairs."""

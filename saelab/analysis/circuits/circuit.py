@@ -12,9 +12,11 @@ from saelab.analysis.circuits.run import EdgeRunner, Setting
 from saelab.analysis.circuits.scores import EdgeScores, faithfulness, node_circuit, top_edges
 from saelab.core.artifacts import prepare_output, read_json, read_manifest, write_json, write_manifest
 from saelab.core.errors import ConfigError
+from saelab.core.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 KIND = "circuit"
 """Kind of the folder in its manifest."""
@@ -22,8 +24,8 @@ SIZES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 """Shares of edges that :func:`smallest_circuit` tries, smallest first."""
 
 
-@dataclass(frozen=True, eq=False)
-class Circuit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Result):
     """Edges of a model that do a task."""
 
     model: str
@@ -96,11 +98,17 @@ class Circuit:
             "edges": [{"edge": e, "score": float(s)} for e, s in zip(frame["edge"], frame["score"], strict=True)],
         }
 
-    def plot(self) -> Any:
-        """Plotly figure of the circuit."""
+    def __repr__(self) -> str:
+        return (
+            f"Circuit({self.task} on {self.model} by {self.method}: {self.n_edges} of {self.graph.n_edges} edges, "
+            f"held-out faithfulness {self.faithfulness:.3f}, random circuits {np.mean(self.random_faithfulness):.3f})"
+        )
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """The circuit."""
         from saelab.analysis.circuits.figure import circuit_figure
 
-        return circuit_figure(self)
+        return {"circuit": circuit_figure(self)}
 
 
 def smallest_circuit(

@@ -29,10 +29,12 @@ from saelab.analysis.circuits.scores import EdgeScores
 from saelab.analysis.circuits.tasks import TaskBatch
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
+from saelab.core.result import Result
 from saelab.models.components import Components
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 Pooling = Literal["last", "mean", "max", "each"]
 SPREAD = 0.5
@@ -62,8 +64,8 @@ class CodesConfig(Config):
     """Of the SAE, its prompts and the relabellings."""
 
 
-@dataclass(frozen=True, eq=False)
-class CodeScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class CodeScores(Result):
     """What the codes say of heads and of pairs of heads."""
 
     graph: EdgeGraph
@@ -107,6 +109,21 @@ class CodeScores:
             }
         )
         return frame.sort_values("z", ascending=False, kind="stable").reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{row.head} {row.z:.1f}" for row in self.to_frame().head(3).itertuples())
+        return f"CodeScores({len(self.z)} heads, {self.n_prompts} prompts; largest z: {best})"
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Z of every head, by layer and head."""
+        from plotly import graph_objects as go
+
+        from saelab.core.plotting import SCALE, figure
+
+        z = self.z.reshape(-1, self.graph.n_heads)
+        shown = go.Heatmap(z=z, colorscale=SCALE, colorbar={"title": "z"}, hovertemplate="%{y}.%{x}: %{z:.2f}")
+        axes = {"xaxis": {"title": "head", "dtick": 1}, "yaxis": {"title": "layer", "dtick": 1}}
+        return {"heads": (figure(shown, height=160 + 40 * len(z), **axes), self.to_frame())}
 
     def edge_frame(self, n: int = 20) -> "pd.DataFrame":
         """The n pairs of heads with most pairs of integers on positives only."""

@@ -22,10 +22,12 @@ from saelab.analysis.circuits.scores import EdgeScores, best_f1, curve, roc_auc
 from saelab.analysis.circuits.tasks import TaskBatch
 from saelab.analysis.circuits.truth import Truth
 from saelab.core.errors import ConfigError, nearest
+from saelab.core.result import Result
 from saelab.models.components import Components
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 Method = Literal["codes", "patching", "patching-nodes", "acdc", "eap", "eap-ig", "dfa"]
 METHODS: tuple[Method, ...] = ("codes", "patching", "patching-nodes", "acdc", "eap", "eap-ig", "dfa")
@@ -57,8 +59,8 @@ class MethodResult:
     """Runs of the model (forward passes over the batch; a backward counts as one)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """All methods on one task and model."""
 
     model: str
@@ -85,6 +87,25 @@ class Comparison:
         import pandas as pd
 
         return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def __repr__(self) -> str:
+        aucs = ", ".join(f"{row.method} {row.node_auc:.3f}" for row in self.rows)
+        return f"Comparison({self.task} on {self.model}: node AUC {aucs})"
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """ROC AUC of each method, over edges and over heads and MLPs."""
+        from plotly import graph_objects as go
+
+        from saelab.core.plotting import BLUE, ORANGE, figure
+
+        frame = self.to_frame()
+        columns = (("edges", "edge_auc", BLUE), ("heads and MLPs", "node_auc", ORANGE))
+        bars = [
+            go.Bar(x=frame["method"], y=frame[column], name=name, marker={"color": colour})
+            for name, column, colour in columns
+        ]
+        axes = {"xaxis": {"title": "method"}, "yaxis": {"title": "ROC AUC", "range": [0, 1]}}
+        return {"auc": (figure(*bars, barmode="group", **axes), frame)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the scores themselves."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saelab.analysis.figures import BLUE, VERMILLION, escape, template
 from saelab.core.artifacts import atomic_writer
 from saelab.core.errors import MissingFileError
+from saelab.core.plotting import BLUE, VERMILLION, escape, template
 
 if TYPE_CHECKING:
+    import pandas as pd
     from plotly.graph_objects import Figure
 
     from saelab.analysis.circuits.circuit import Circuit
@@ -58,10 +59,12 @@ def graph_figure(
     *,
     x_labels: Sequence[tuple[float, str]] = (),
     y_labels: Sequence[tuple[float, str]] = (),
-    x_title: str = "",
+    x_title: str,
+    y_title: str,
     height: int = 560,
-) -> "Figure":
-    """Draw a graph. Texts from outside (tokens) are escaped here; callers give them plain."""
+) -> "tuple[Figure, pd.DataFrame]":
+    """Draw a graph; the frame holds the edges drawn. Texts from outside (tokens) are escaped here."""
+    import pandas as pd
     from plotly import graph_objects as go
 
     places = {node.name: node for node in nodes}
@@ -73,9 +76,12 @@ def graph_figure(
         showlegend=False,
         hovermode="closest",
         xaxis=_axis(x_labels, x_title),
-        yaxis=_axis(y_labels, ""),
+        yaxis=_axis(y_labels, y_title),
     )
-    return figure
+    frame = pd.DataFrame(
+        [(edge.source, edge.target, edge.weight) for edge in drawn], columns=["source", "target", "weight"]
+    )
+    return figure, frame
 
 
 def _axis(labels: Sequence[tuple[float, str]], title: str) -> dict[str, Any]:
@@ -147,7 +153,7 @@ def _node_trace(nodes: Sequence[FigureNode]) -> Any:
     )
 
 
-def circuit_figure(circuit: "Circuit") -> "Figure":
+def circuit_figure(circuit: "Circuit") -> "tuple[Figure, pd.DataFrame]":
     """Draw a circuit of edges: heads across, layers up; a node's weight is the sum of the scores of its outgoing edges.
 
     The edges of one pair of parts (into query, key and value) are drawn as one, their scores summed.
@@ -170,8 +176,14 @@ def circuit_figure(circuit: "Circuit") -> "Figure":
     edges = [FigureEdge(source, target, weight) for (source, target), weight in sums.items()]
     levels = [(2.0 * layer, f"heads {layer}") for layer in range(graph.n_layers)]
     levels += [(2.0 * layer + 1, f"MLP {layer}") for layer in range(graph.n_layers)]
-    return graph_figure(nodes, edges, x_labels=[(h, str(h)) for h in range(graph.n_heads)], x_title="head",
-                        y_labels=[(-1.0, "input"), *levels, (2.0 * graph.n_layers, "output")])  # fmt: skip
+    return graph_figure(
+        nodes,
+        edges,
+        x_labels=[(h, str(h)) for h in range(graph.n_heads)],
+        y_labels=[(-1.0, "input"), *levels, (2.0 * graph.n_layers, "output")],
+        x_title="head",
+        y_title="layer",
+    )
 
 
 def _middle(n_heads: int) -> float:

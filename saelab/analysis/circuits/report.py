@@ -38,4 +38,4 @@ def circuit_report(circuit: "Circuit") -> str:
         "carrying the ablation's value.</p>"
     )
     sections = [("Judgement", table_html(facts) + note), ("Edges", table_html(circuit.to_frame()))]
-    return page(f"{circuit.task} on {circuit.model}", circuit_figure(circuit), sections)
+    return page(f"{circuit.task} on {circuit.model}", circuit_figure(circuit)[0], sections)

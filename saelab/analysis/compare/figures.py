@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saelab.analysis.compare.result import Comparison
-from saelab.analysis.figures import BLUE, GREEN, MOST_POINTS, ORANGE, SKY, VERMILLION, template
+from saelab.core.plotting import BLUE, GREEN, MOST_POINTS, ORANGE, SKY, VERMILLION, template
 
 if TYPE_CHECKING:
     import pandas as pd

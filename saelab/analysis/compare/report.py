@@ -92,7 +92,7 @@ def report(comparison: Comparison) -> str:
     if comparison.skipped:
         parts.append("<p class=note>Not computed: " + escape("; ".join(comparison.skipped)) + ".</p>")
     script = True
-    for name, figure in comparison.figures().items():
+    for name, (figure, _) in comparison.figures().items():
         title, text = TITLES[name]
         parts.append(f"<h2>{title}</h2><p>{text}</p>")
         parts.append(plotly.io.to_html(figure, include_plotlyjs=script, full_html=False, config={"displaylogo": False}))

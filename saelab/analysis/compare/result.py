@@ -13,6 +13,7 @@ from saelab.analysis.compare.matching import Matching
 from saelab.analysis.compare.spectral import Cluster, cluster_summary
 from saelab.analysis.compare.splitting import Splitting
 from saelab.core.errors import ConfigError
+from saelab.core.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ class SideInfo:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(Result):
     """Correspondences between the features of A and of B. Parts that were not computed are None (see ``skipped``)."""
 
     a: SideInfo
@@ -129,17 +130,11 @@ class Comparison:
                 frame["novel"] = self.splitting.novel
         return frame
 
-    def figures(self) -> "dict[str, Figure]":
-        """All figures by name: matching curves, cosine against correlation, LASSO, clusters, novel features."""
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Matching curves beside chance, cosine against correlation, LASSO, clusters, novel features."""
         from saelab.analysis.compare.figures import figures
 
-        return {name: figure for name, (figure, _) in figures(self).items()}
-
-    def plot(self) -> "Figure":
-        """The headline figure: similarity of matched features, sorted, beside what chance gives."""
-        from saelab.analysis.compare.figures import matching_curves
-
-        return matching_curves(self)[0]
+        return figures(self)
 
     def __repr__(self) -> str:
         parts = [f"{self.a.name} ({self.a.n_features}) and {self.b.name} ({self.b.n_features})"]

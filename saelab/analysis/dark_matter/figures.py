@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from saelab.analysis.dark_matter.result import DarkMatter
-from saelab.analysis.figures import BLUE, GREEN, MOST_POINTS, ORANGE, PALETTE, SCALE, SKY, VERMILLION, escape, template
+from saelab.core.plotting import BLUE, GREEN, MOST_POINTS, ORANGE, PALETTE, SCALE, SKY, VERMILLION, escape, template
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

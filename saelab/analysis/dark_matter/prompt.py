@@ -12,15 +12,17 @@ from saelab.analysis.dark_matter.losses import losses
 from saelab.analysis.prompt import kept, tokenise
 from saelab.core.errors import ActivationError
 from saelab.core.regression import LinearMap
+from saelab.core.result import Result
 from saelab.features.protocols import Dictionary, Model
 from saelab.features.rows import read_site, require_fit
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 
-@dataclass(frozen=True, eq=False)
-class PromptError:
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptError(Result):
     """Error norms at each token of a prompt; nan at BOS and other special tokens, which are not encoded."""
 
     token_id: Int64[np.ndarray, " t"]
@@ -46,6 +48,25 @@ class PromptError:
 
         columns = ("token_id", "keep", "total", "linear", "nonlinear", "x", "loss")
         return pd.DataFrame({"text": self.texts, **{name: getattr(self, name) for name in columns}})
+
+    def __repr__(self) -> str:
+        total, size = (float(np.nansum(v[self.keep])) for v in (self.total, self.x))
+        return f"PromptError({len(self.texts)} tokens: {total / max(size, 1e-30):.1%} of the squared norm unexplained)"
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Share of each token's squared norm in the linear and in the nonlinear part of the error."""
+        from plotly import graph_objects as go
+
+        from saelab.core.plotting import SKY, VERMILLION, escape, figure
+
+        frame, places = self.to_frame(), list(range(len(self.texts)))
+        bars = [
+            go.Bar(x=places, y=frame[name] / frame["x"], name=name, marker={"color": colour})
+            for name, colour in (("nonlinear", VERMILLION), ("linear", SKY))
+        ]
+        labels = {"tickmode": "array", "tickvals": places, "ticktext": [escape(repr(text)) for text in self.texts]}
+        axes = {"xaxis": {"title": "token", **labels}, "yaxis": {"title": "share of ||x||²", "tickformat": ".0%"}}
+        return {"error": (figure(*bars, barmode="group", **axes), frame)}
 
 
 @torch.no_grad()

@@ -33,8 +33,9 @@ from saelab.core.artifacts import (
     write_manifest,
     write_safetensors,
 )
-from saelab.core.errors import ConfigError, CorruptError, nearest
+from saelab.core.errors import CorruptError
 from saelab.core.regression import LinearMap
+from saelab.core.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +46,8 @@ RESULTS, TOKENS, MAPS, REPORT = "dark_matter.json", "tokens.safetensors", "maps.
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
-class DarkMatter:
+@dataclass(frozen=True, eq=False, repr=False)
+class DarkMatter(Result):
     """Results of one run; parts that were left out are None or empty."""
 
     main: str
@@ -133,12 +134,12 @@ class DarkMatter:
 
         return figures(self)
 
-    def plot(self, name: str = "fvu") -> "Figure":
-        """Return one figure by name (``figures()`` lists them)."""
-        known = self.figures()
-        if name not in known:
-            raise ConfigError(f"no figure '{name}'{nearest(name, known)} (there are {', '.join(known)})")
-        return known[name][0]
+    def __repr__(self) -> str:
+        d = self.decomposition
+        return (
+            f"DarkMatter({self.main} at {self.site}: FVU {d.fvu:.4f} = linear {d.fvu_linear:.4f} + nonlinear "
+            f"{d.fvu_nonlinear:.4f}, R2 of the error {d.r2:.3f}; {len(self.saes)} SAEs, {d.n_test:,} test tokens)"
+        )
 
 
 def save_dark_matter(result: DarkMatter, folder: str | Path) -> Path:

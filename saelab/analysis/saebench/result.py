@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from saelab import __version__
+from saelab.core.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +108,7 @@ class EvalResult:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FullEvaluation:
+class FullEvaluation(Result):
     """All evaluations of one SAE."""
 
     evals: dict[str, EvalResult]
@@ -155,11 +156,11 @@ class FullEvaluation:
                 rows.append(row)
         return pd.DataFrame(rows)
 
-    def plot(self) -> "Figure":
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
         """Headline metrics of the SAE and of its controls, one bar each (those between 0 and 1)."""
         from plotly import graph_objects as go
 
-        from saelab.analysis.figures import BLUE, ORANGE, SKY, template
+        from saelab.core.plotting import BLUE, ORANGE, SKY, figure
 
         frame = self.to_frame()
         shown = frame[frame["sae"].between(-1, 1.05)]
@@ -177,8 +178,8 @@ class FullEvaluation:
             for name, colour in (("sae", BLUE), ("untrained", ORANGE), ("shuffled", SKY))
             if name in shown
         ]
-        layout = {"barmode": "group", "height": 120 + 44 * len(shown), "yaxis": {"autorange": "reversed"}}
-        return go.Figure(bars, {"template": template(), **layout})
+        layout = {"barmode": "group", "height": 120 + 44 * len(shown), "xaxis_title": "value"}
+        return {"headline": (figure(*bars, yaxis={"title": "metric", "autorange": "reversed"}, **layout), shown)}
 
     def __repr__(self) -> str:
         return f"FullEvaluation({', '.join(self.evals)}; {len(self.flags())} numbers matched by a control)"

@@ -16,6 +16,7 @@ from saelab.analysis.circuits.figure import FigureEdge, FigureNode, graph_figure
 from saelab.core.artifacts import prepare_output, write_json, write_manifest
 
 if TYPE_CHECKING:
+    import pandas as pd
     from plotly.graph_objects import Figure
 
 Describe = Callable[[int, int], str]
@@ -98,7 +99,7 @@ def _node(graph: AttributionGraph, i: int, name: str, label: str) -> dict[str, A
     }
 
 
-def attribution_figure(graph: AttributionGraph, describe: Describe | None = None) -> "Figure":
+def attribution_figure(graph: AttributionGraph, describe: Describe | None = None) -> "tuple[Figure, pd.DataFrame]":
     """Draw the pruned graph: positions across, layers up, latents beside one another."""
     shown: list[FigureNode] = []
     crowd: dict[tuple[int, int], int] = {}
@@ -128,7 +129,8 @@ def attribution_figure(graph: AttributionGraph, describe: Describe | None = None
     layers = sorted({node.layer for node in graph.nodes})
     labels = [(2.0 * n, "tokens" if n < 0 else ("logits" if n == layers[-1] else f"MLP {n}")) for n in layers]
     positions = [(float(p), text) for p, text in enumerate(graph.token_texts)]
-    return graph_figure(shown, edges, x_labels=positions, y_labels=labels, height=640)
+    axes = {"x_title": "token of the prompt", "y_title": "layer"}
+    return graph_figure(shown, edges, x_labels=positions, y_labels=labels, height=640, **axes)
 
 
 def save_graph(
@@ -143,9 +145,9 @@ def save_graph(
         "and latents, 0: everything through transcoder errors). Attention patterns are held at the prompt's values: "
         "the graph does not explain attention. Influence takes absolute values, so cancelling paths look important.</p>"
     )
-    html = page(f"{graph.model}: {graph.prompt!r}", attribution_figure(graph, describe),
+    html = page(f"{graph.model}: {graph.prompt!r}", attribution_figure(graph, describe)[0],
                 [("Scores", note), ("Nodes", table_html(graph.to_frame().head(200)))])  # fmt: skip
-    write_pages(folder, html, attribution_figure(graph, describe))
+    write_pages(folder, html, attribution_figure(graph, describe)[0])
     summary: Mapping[str, Any] = {
         "content": "attribution",
         "model": graph.model,

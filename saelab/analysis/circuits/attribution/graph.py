@@ -13,10 +13,12 @@ from saelab.analysis.circuits.attribution.frozen import FrozenModel, TranscoderS
 from saelab.analysis.circuits.attribution.influence import Pruned, graph_scores, influence, prune
 from saelab.core.errors import TextError
 from saelab.core.progress import progress
+from saelab.core.result import Result
 from saelab.models.components import Components
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 Kind = Literal["feature", "error", "token", "logit"]
 TARGETS_AT_ONCE = 32
@@ -39,8 +41,8 @@ class GraphNode:
         return f"{self.kind}/{self.layer}/{self.position}/{self.index}"
 
 
-@dataclass(frozen=True, eq=False)
-class AttributionGraph:
+@dataclass(frozen=True, eq=False, repr=False)
+class AttributionGraph(Result):
     """The graph of one prompt."""
 
     model: str
@@ -79,11 +81,18 @@ class AttributionGraph:
         frame = frame[self.pruned.nodes] if pruned else frame
         return frame.sort_values("influence", ascending=False, kind="stable").reset_index(drop=True)
 
-    def plot(self) -> Any:
-        """Plotly figure of the pruned graph."""
+    def __repr__(self) -> str:
+        kept = int(self.pruned.nodes.sum())
+        return (
+            f"AttributionGraph({self.prompt!r}: {kept} of {len(self.nodes)} nodes, replacement {self.replacement:.3f}, "
+            f"completeness {self.completeness:.3f})"
+        )
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """The pruned graph."""
         from saelab.analysis.circuits.attribution.export import attribution_figure
 
-        return attribution_figure(self)
+        return {"graph": attribution_figure(self)}
 
 
 def attribution_graph(

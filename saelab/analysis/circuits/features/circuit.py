@@ -26,9 +26,11 @@ from saelab.analysis.circuits.features.effects import (
 from saelab.analysis.circuits.nodes import NodeAddress
 from saelab.analysis.circuits.tasks import MetricName
 from saelab.core.errors import ConfigError
+from saelab.core.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 Errors = Literal["circuit", "keep", "remove"]
 Aggregation = Literal["sum", "none"]
@@ -57,8 +59,8 @@ class CurvePoint:
     """Mean faithfulness of random sets of as many nodes of nonzero effect, error nodes treated alike."""
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureCircuit:
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureCircuit(Result):
     """Nodes, edges and judgement."""
 
     model: str
@@ -114,11 +116,19 @@ class FeatureCircuit:
             "curve": [asdict(point) for point in self.curve],
         }
 
-    def plot(self) -> Any:
-        """Plotly figure of nodes and edges."""
+    def __repr__(self) -> str:
+        best = max(self.curve, key=lambda point: point.n_nodes)
+        return (
+            f"FeatureCircuit({self.task} on {self.model}: {len(self.nodes)} of {self.n_candidates} nodes, "
+            f"{len(self.edges)} edges; {best.n_nodes} nodes give faithfulness {best.faithfulness:.3f}, random ones "
+            f"{best.random:.3f})"
+        )
+
+    def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
+        """Nodes and edges."""
         from saelab.analysis.circuits.features.figure import feature_figure
 
-        return feature_figure(self)
+        return {"circuit": feature_figure(self)}
 
 
 def find_feature_circuit(

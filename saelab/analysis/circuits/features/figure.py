@@ -9,6 +9,7 @@ from saelab.analysis.circuits.features.edges import OUTPUT
 from saelab.analysis.circuits.figure import FigureEdge, FigureNode, graph_figure, page, table_html
 
 if TYPE_CHECKING:
+    import pandas as pd
     from plotly.graph_objects import Figure
 
     from saelab.analysis.circuits.features.circuit import FeatureCircuit
@@ -17,7 +18,7 @@ Describe = Callable[[str, int], str]
 """(site, latent) -> what to show of it, its top tokens for one."""
 
 
-def feature_figure(circuit: "FeatureCircuit", describe: Describe | None = None) -> "Figure":
+def feature_figure(circuit: "FeatureCircuit", describe: Describe | None = None) -> "tuple[Figure, pd.DataFrame]":
     """Draw nodes by position (or side by side where positions are summed) and site; the metric stands on top."""
     rows = {site: float(i) for i, site in enumerate(circuit.sites)}
     aligned = any(node.address.position is not None for node in circuit.nodes)
@@ -44,6 +45,7 @@ def feature_figure(circuit: "FeatureCircuit", describe: Describe | None = None) 
         edges,
         y_labels=[*labels, (float(len(rows)), "metric")],
         x_title="position" if aligned else "nodes of a site, largest effect first",
+        y_title="site",
     )
 
 
@@ -63,4 +65,4 @@ def feature_report(circuit: "FeatureCircuit", describe: Describe | None = None) 
         ("Faithfulness", about + table_html(circuit.curve_frame())),
         ("Nodes", table_html(frame.drop(columns=["site", "position", "index"]))),
     ]
-    return page(f"{circuit.task}: features of {circuit.model}", feature_figure(circuit, describe), sections)
+    return page(f"{circuit.task}: features of {circuit.model}", feature_figure(circuit, describe)[0], sections)
