@@ -206,7 +206,10 @@ def names() -> Iterator[str]:
     for name in saelab.__all__:
         if name != "__version__":
             found = getattr(saelab, name)
-            yield f"::: {found.__module__}.{found.__qualname__}\n"
+            where = (
+                found.__name__ if isinstance(found, types.ModuleType) else f"{found.__module__}.{found.__qualname__}"
+            )
+            yield f"::: {where}\n"
 
 
 def _prose(one: type[Any]) -> str:

@@ -5,9 +5,10 @@ name: a folder, a hub id. In a notebook the model is open already. ``Named`` is 
 whatever opens a name (``load_model``, ``load_sae``, ``open_text``) gives the object back instead of opening it again.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import WrapValidator
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ def carried(name: Any, kind: type[T]) -> T | None:
     return name.thing if isinstance(name, Named) and isinstance(name.thing, kind) else None
 
 
-def _keep(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+def _keep(value: Any, handler: Callable[[Any], Any]) -> Any:
     """Pydantic would make a plain text of it."""
     return value if isinstance(value, Named) else handler(value)
 

@@ -5,34 +5,36 @@ import pandas as pd
 import pytest
 
 from saelab.analysis import figures
+from saelab.core import plotting
 from saelab.core.statistics import Histogram
+from saelab.features import figures as histograms
 
 
 def test_activation_histogram_draws_the_counts():
     histogram = Histogram.linear(0, 4, 4)
     histogram.update(np.array([0.5, 1.5, 1.6, 4.0]))
-    figure, frame = figures.activation_histogram(histogram.result())
+    figure, frame = histograms.activation_histogram(histogram.result())
     assert frame["count"].tolist() == list(figure.data[0].y) == [1, 2, 0, 1]
     assert list(figure.data[0].x) == [0.5, 1.5, 2.5, 3.5]
-    assert figure.layout.template.layout.colorway == figures.PALETTE
+    assert figure.layout.template.layout.colorway == plotting.PALETTE
 
 
 def test_density_histogram_leaves_dead_features_out():
-    _, frame = figures.density_histogram(np.array([0, 0, 0.1, 0.01, 0.001]))
+    _, frame = histograms.density_histogram(np.array([0, 0, 0.1, 0.01, 0.001]))
     assert frame["count"].sum() == 3
-    _, frame = figures.density_histogram(np.zeros(3))
+    _, frame = histograms.density_histogram(np.zeros(3))
     assert frame["count"].sum() == 0
 
 
 def test_logit_histogram_counts_the_vocabulary():
-    _, frame = figures.logit_histogram(np.linspace(-1, 1, 100), bins=10)
+    _, frame = histograms.logit_histogram(np.linspace(-1, 1, 100), bins=10)
     assert frame["count"].tolist() == [10] * 10
 
 
 def test_scatter_carries_feature_numbers_and_is_bounded():
-    n = 3 * figures.MOST_POINTS
+    n = 3 * plotting.MOST_POINTS
     figure, frame = figures.feature_scatter(np.arange(n), np.ones(n), x_title="x", y_title="y", log_x=True)
-    assert len(frame) == figures.MOST_POINTS
+    assert len(frame) == plotting.MOST_POINTS
     assert (frame["x"] == frame["feature"]).all()
     assert frame["feature"].min() == 1  # 0 has no place on a logarithmic axis
     assert list(figure.data[0].customdata) == frame["feature"].tolist()

@@ -46,23 +46,11 @@ SMALLER = {
 PRELUDES = {
     "main-job.md": "import torch\nx = torch.randn(8, 192)\n",
     "compare.md": """
-import numpy as np
-from scipy import sparse
-import saelab
-from saelab.analysis.compare import CodeMatrix, Side, save_comparison
-
-space = "one space"
-decoder_a, decoder_b = np.random.default_rng(0).normal(size=(2, 20, 8)).astype(np.float32)
-codes_a, codes_b = (CodeMatrix(sparse.random(1500, 20, 0.2, random_state=seed)) for seed in (1, 2))
-save_comparison(saelab.compare(Side("a", decoder_a), Side("b", decoder_b)), "folder")
-""",
-    "saebench.md": """
 import saelab
 
-site = "blocks.2.hook_resid_post"
-model, sae = saelab.load_model("embedded"), saelab.load_sae("saelab-demo/train/sae")
-source = saelab.open_text("stdlib:heldout")
-rows = saelab.TokenRows(model.tokenizer, source, saelab.TokensConfig(context=64, max_tokens=2000), model.n_ctx)
+small = {"d_sae": 64, "k": 8}, {"tokens": 10_000, "batch_size": 512}
+grid = {"training.seed": [0, 1]}
+saelab.train("demo-topk.yaml", store="saelab-demo/store", out="sae", sae=small[0], training=small[1], grid=grid)
 """,
     "dark-matter.md": """
 from saelab.cli.main import _run
