@@ -135,7 +135,7 @@ def test_a_typo_names_the_nearest_key(made, tmp_path):
     with pytest.raises(ConfigError, match=r"saelab.train: unknown key 'storee'; did you mean store"):
         saelab.train("demo-topk.yaml", storee=made / "store", out=tmp_path / "x")
     with pytest.raises(ConfigError, match=r"unknown key 'sae.kk'; did you mean sae.k"):
-        saelab.train("demo-topk.yaml", store=made / "store", sae={"kk": 3}, out=tmp_path / "x")
+        saelab.train("demo-topk.yaml", store=made / "store", site=SITE, sae={"kk": 3}, out=tmp_path / "x")
     with pytest.raises(MissingFileError):
         saelab.evaluate("nowhere")
 
