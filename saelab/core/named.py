@@ -6,11 +6,9 @@ whatever opens a name (``load_model``, ``load_sae``, ``open_text``) gives the ob
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import WrapValidator
-
-T = TypeVar("T")
 
 
 class Named(str):
@@ -31,9 +29,9 @@ class Named(str):
         return self
 
 
-def carried(name: Any, kind: type[T]) -> T | None:
-    """Return the object of a name, if it carries one of that kind."""
-    return name.thing if isinstance(name, Named) and isinstance(name.thing, kind) else None
+def opened(name: Any) -> Any:
+    """Return the object that a name carries; the name itself when it is just a name."""
+    return name.thing if isinstance(name, Named) else name
 
 
 def _keep(value: Any, handler: Callable[[Any], Any]) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saelab.core.errors import ModelError
-from saelab.core.named import carried
+from saelab.core.named import opened
 from saelab.models.loading import Loaded, boot_bridge, load_plain, load_tokenizer
 from saelab.models.sites import Replacement, Site, SiteTable, call, capture, hooked, survey
 from saelab.models.splice import Codec, Spliced, splice
@@ -29,9 +29,9 @@ def load_model(
     Raises :class:`ModelError` (unknown model, missing files, unsupported architecture) or :class:`FormatError` (the
     weights are a pickle). A missing tokenizer is an error only when it is asked for.
     """
-    opened = name if isinstance(name, SubjectModel) else carried(name, SubjectModel)
-    if opened is not None:
-        return opened
+    thing = opened(name)
+    if isinstance(thing, SubjectModel):
+        return thing
     loaded = load_plain(str(name), dtype, device, revision)
     try:
         tokenizer, problem = load_tokenizer(loaded, revision), None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.core.errors import MissingFileError, TextError, nearest
-from saelab.core.named import Named
+from saelab.core.named import opened
 from saelab.models.stdlib_corpus import stdlib_files, stdlib_folder
 
 DOCUMENT_BYTES = 8 << 20
@@ -188,9 +188,9 @@ def open_text(spec: TextSpec | TextSource, column: str = "text") -> TextSource:
         TextError: no such split, an empty folder, a one-shot iterator.
 
     """
-    opened = spec.thing if isinstance(spec, Named) else spec
-    if isinstance(opened, TextSource):
-        return opened
+    thing = opened(spec)
+    if isinstance(thing, TextSource):
+        return thing
     assert not isinstance(spec, TextSource)
     if isinstance(spec, str | Path):
         return _open_named(str(spec), column)

@@ -24,7 +24,7 @@ from saelab.core.artifacts import (
 )
 from saelab.core.config import parse_config
 from saelab.core.errors import ConfigError, CorruptError, FormatError, nearest
-from saelab.core.named import carried
+from saelab.core.named import opened
 from saelab.sae.base import SAE
 from saelab.sae.registry import ARCHITECTURES, build_sae
 
@@ -74,9 +74,9 @@ def load_sae(folder: str | Path | SAE, device: str = "cpu") -> SAE:
     Raises :class:`MissingFileError`, :class:`FormatError` (another kind of folder or a pickle), :class:`CorruptError`
     (weights that are not the ones written) or :class:`ConfigError` (an architecture this version does not know).
     """
-    opened = folder if isinstance(folder, SAE) else carried(folder, SAE)
-    if opened is not None:
-        return opened
+    thing = opened(folder)
+    if isinstance(thing, SAE):
+        return thing
     assert not isinstance(folder, SAE)
     folder = Path(folder)
     if _is_foreign(folder):
@@ -114,8 +114,8 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
 
     Of an SAE that was made in memory nothing is recorded: {}.
     """
-    opened = carried(folder, SAE)
-    if opened is not None and opened.folder is None:
+    thing = opened(folder)
+    if isinstance(thing, SAE) and thing.folder is None:
         return {}
     if _is_foreign(Path(folder)):
         found = _foreign(Path(folder)).meta

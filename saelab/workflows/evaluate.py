@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from saelab.core.errors import ConfigError
 from saelab.core.named import Ref
 from saelab.models.tokens import TokensConfig
 from saelab.workflows.corpus import CorpusJob
+
+if TYPE_CHECKING:
+    from saelab.analysis.evaluation import Evaluation
 
 DEFAULT_TEXT = {"stdlib:train": "stdlib:heldout"}
 
@@ -48,8 +51,8 @@ class EvaluateJob(SaeCorpusJob):
     """Site that a transcoder reconstructs, if not the one recorded in it."""
 
 
-def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool = False) -> Any:
-    """Evaluate the SAE of ``job``; with ``out``, also write it there. Returns an :class:`Evaluation`."""
+def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool = False) -> "Evaluation":
+    """Evaluate the SAE of ``job``; with ``out``, also write it there."""
     from saelab.analysis.evaluate import evaluate, save_evaluation
     from saelab.sae.folder import load_meta
     from saelab.training.config import TrainingConfig
