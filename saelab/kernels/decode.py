@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saelab.core.code import SparseCode
 from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.product import product
 from saelab.kernels.segments import bag_sum, entry_dots, group_by, grouped_sum, rows_of
 
 
@@ -64,7 +65,7 @@ class _SparseDecode(torch.autograd.Function):
         ctx.impl = impl
         ctx.save_for_backward(values, w_dec, indices, offsets, block, block_values)
         ctx.set_materialize_grads(False)
-        return bag_sum(w_dec, indices, offsets, values, impl), block_values @ w_dec[block]
+        return bag_sum(w_dec, indices, offsets, values, impl), product(block_values, w_dec[block].T)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -84,6 +85,6 @@ class _SparseDecode(torch.autograd.Function):
             )
         if g_block is not None:
             if dw is not None and block.numel():
-                dw.index_add_(0, block, block_values.T @ g_block)
-            dblock = g_block @ w_dec[block].T
+                dw.index_add_(0, block, product(block_values.T, g_block.T))
+            dblock = product(g_block, w_dec[block])
         return dvalues, dw, None, None, None, dblock, None

@@ -7,12 +7,14 @@ from typing import Literal
 import torch
 
 from saelab.core.errors import ConfigError
+from saelab.kernels.product import use_onednn
 
 Impl = Literal["auto", "reference", "sparse", "triton"]
 """``reference``: dense, plain torch, obviously right. ``sparse``: tiled and sparse, in torch's own operations.
 ``triton``: the same algorithms as GPU kernels written in Triton. ``auto``: what :func:`info` says."""
 
 _WHY = {
+    "product": "float32 on a CPU goes to oneDNN, twice as fast as torch's own choice (MKL) on AMD processors",
     "select_topk": "tiled over rows: no (N, d_sae) matrix outlives a tile, and selection needs no gradient",
     "select_budget": "one pass over tiles with a bound from the first rows: a flat topk costs more than the product",
     "select_columns": "tiled over features, in classes of similar quota",
@@ -64,6 +66,7 @@ def info(device: str = "cpu") -> dict[str, dict[str, str]]:
     machine = {"device": device, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
     if kind == "cpu":
         machine["capability"] = torch.backends.cpu.get_cpu_capability()
+        machine["f32_product"] = "oneDNN" if use_onednn(torch.empty(0)) else "torch.mm"
         machine["bf16_matrix_instructions"] = str(has_fast_bf16())
     problem = triton_problem(kind)
     triton = {

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.product import product
 from saelab.kernels.segments import entry_dots, grouped_sum, pick, rows_of_topk
 from saelab.kernels.select import Precision, select_topk
 
@@ -120,7 +121,7 @@ class _SelectedPreActivations(torch.autograd.Function):
             entries = known.clone()
         else:
             entries = entry_dots(centered, w_enc_t, indices, rows, impl=impl) + pick(b_enc, indices)
-        return entries, torch.addmm(b_enc[block], centered, w_enc_t[block].T)
+        return entries, product(centered, w_enc_t[block], b_enc[block])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -137,9 +138,9 @@ class _SelectedPreActivations(torch.autograd.Function):
         if needs_w:
             dw = grouped_sum(centered, rows, indices, d_sae, dz, impl=ctx.impl)
             if block.numel():
-                dw.index_add_(0, block, dz_block.T @ centered)
+                dw.index_add_(0, block, product(dz_block.T, centered.T))
         if needs_x:
             dx = grouped_sum(w_enc_t, indices, rows, centered.shape[0], dz, impl=ctx.impl)
             if block.numel():
-                dx += dz_block @ w_enc_t[block]
+                dx += product(dz_block, w_enc_t[block].T)
         return dx, dcenter, dw, db, None, None, None, None, None

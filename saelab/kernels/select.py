@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse, use_triton
+from saelab.kernels.product import product
 from saelab.kernels.segments import entry_dots, pick
 
 Precision = Literal["f32", "bf16"]
@@ -61,7 +62,7 @@ def select_topk(
     buffer = torch.empty(rows, d_sae, dtype=left.dtype, device=x.device)
     for start in range(0, n, rows):
         piece = slice(start, min(start + rows, n))
-        tile = torch.addmm(bias, left[piece], right.T, out=buffer[: piece.stop - start])
+        tile = product(left[piece], right, bias, out=buffer[: piece.stop - start])
         values[piece], indices[piece] = row_topk(tile, wanted, impl)
     if half:
         indices, values = _refine(x, w_enc_t, b_enc, indices, k, impl)

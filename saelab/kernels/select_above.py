@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saelab.core.code import SparseCode
 from saelab.kernels.dispatch import Impl, use_sparse, use_triton
+from saelab.kernels.product import product
 from saelab.kernels.segments import entry_dots, pick
 from saelab.kernels.select import Precision, tile_rows
 
@@ -57,7 +58,7 @@ def select_above(
     buffer = torch.empty(rows, d_sae, dtype=left.dtype, device=x.device)
     places, values = [], []
     for start in range(0, n, rows):
-        tile = torch.addmm(bias, left[start : start + rows], right.T, out=buffer[: min(rows, n - start)])
+        tile = product(left[start : start + rows], right, bias, out=buffer[: min(rows, n - start)])
         found = positions_from(tile, least, impl=impl)
         if not half:
             values.append(pick(tile.view(-1), found))

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse, use_triton
+from saelab.kernels.product import product
 from saelab.kernels.segments import entry_dots, pick
 from saelab.kernels.select import BF16_MARGIN, Precision, row_topk, tile_rows
 from saelab.kernels.select_above import Entries, entries_at, positions_from
@@ -99,7 +100,7 @@ def _largest_of_tiles(
     bound = torch.full((), -math.inf, dtype=x.dtype, device=x.device)
     places, values, held = [], [], 0
     for start in range(0, n, rows):
-        tile = torch.addmm(b_enc, x[start : start + rows], w_enc_t.T, out=buffer[: min(rows, n - start)])
+        tile = product(x[start : start + rows], w_enc_t, b_enc, out=buffer[: min(rows, n - start)])
         if guess and start == 0:
             bound = _sampled_bound(tile[:SAMPLE_ROWS], wanted / n, bound, impl)
         found = positions_from(tile, bound, group, impl)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.product import product
 from saelab.kernels.segments import entry_dots
 from saelab.kernels.select import BF16_MARGIN, Precision, row_topk, tile_rows
 from saelab.kernels.select_above import Entries, entries_at
@@ -54,7 +55,8 @@ def select_columns(
     places, values = [], []
     for features, widest in _pieces(quotas, n, tiled=use_sparse(impl)):
         # The bias of a feature is the same for all tokens of a row, so it is left out until something is chosen.
-        tile, shift = w[features] @ left.T, b_enc[features].unsqueeze(1)
+        tile = product(w[features], left) if use_sparse(impl) else w[features] @ left.T
+        shift = b_enc[features].unsqueeze(1)
         wide = min(n, widest + (BF16_MARGIN if half else 1))
         value, token = _top(tile, wide, impl)
         if half:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.kernels.dispatch import Impl, use_sparse
+from saelab.kernels.product import product
 from saelab.kernels.segments import entry_dots
 from saelab.kernels.select import BF16_MARGIN, Precision, TopK, row_topk, tile_rows
 
@@ -48,10 +49,15 @@ def select_scored(  # noqa: PLR0917
     values = torch.empty(n, wanted, dtype=x.dtype, device=x.device)
     total = torch.zeros(d_sae, dtype=x.dtype, device=x.device)
     rows = tile_rows(n, d_sae) if sparse else max(n, 1)
+    buffers = torch.empty(2, rows if sparse else 0, d_sae, dtype=left.dtype, device=x.device)
     for start in range(0, n, rows):
         piece = slice(start, start + rows)
-        z = torch.addmm(bias, left[piece], encoder.T)
-        score = (g[piece] @ decoder.T).abs_()
+        if sparse:
+            size = min(rows, n - start)
+            z = product(left[piece], encoder, bias, out=buffers[0, :size])
+            score = product(g[piece], decoder, out=buffers[1, :size]).abs_()
+        else:
+            z, score = left @ encoder.T + bias, (g @ decoder.T).abs()
         total += score.sum(0, dtype=x.dtype)
         score.mul_(beta).add_(1).mul_(z)
         indices[piece] = row_topk(score, wanted, impl)[1] if sparse else score.topk(wanted, dim=1).indices
