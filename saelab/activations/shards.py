@@ -5,6 +5,7 @@ site alone. A tensor is verified when it is first touched; it is then read throu
 """
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -75,12 +76,24 @@ def write_shard(folder: Path, file: str, tensors: Mapping[str, Shaped[Tensor, "r
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    with atomic_writer(folder / file) as out:
+    with atomic_writer(folder / file, len(head) + offset) as out:
         out.write(head)
         for name in names:
             out.write(raw[name].data)
+    _leave_cache(folder / file)
     sums = {HEADER: _crc(head)} | {name: _crc(raw[name]) for name in sorted(names)}
     return ShardInfo(file, next(iter(tensors.values())).shape[0], len(head) + offset, sums)
+
+
+def _leave_cache(path: Path) -> None:
+    """Let the system forget the pages of a file that is safe on disk.
+
+    A store is usually larger than memory, and each shard is read once per epoch: kept pages push out others that are
+    of use, and every shard is written into fresh ones, which costs more than writing into those of the shard before.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class ShardReader:

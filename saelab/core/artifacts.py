@@ -23,8 +23,11 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
-def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_writer(path: str | Path, size: int = 0) -> Iterator[IO[bytes]]:
     """Open ``path`` for binary writing; it appears, complete and synced, only when the block ends without error.
+
+    ``size`` bytes, if known, are reserved first: a disk that is too full is found before anything is written, and some
+    file systems write reserved space many times faster.
 
     Raises :class:`OutputError` for a full disk or missing permissions.
     """
@@ -32,6 +35,8 @@ def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -74,8 +79,9 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Any], metadata: Ma
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_writer(path) as file:
-        file.write(save(contiguous, dict(metadata) if metadata else None))
+    data = save(contiguous, dict(metadata) if metadata else None)
+    with atomic_writer(path, len(data)) as file:
+        file.write(data)
 
 
 def read_safetensors(path: str | Path, device: str = "cpu") -> dict[str, Any]:

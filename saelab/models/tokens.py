@@ -22,8 +22,9 @@ from saelab.core.config import Config
 from saelab.core.errors import ConfigError, ModelError, TextError
 from saelab.models.text import TextSource
 
-_GROUP_DOCUMENTS = 256
-_GROUP_CHARACTERS = 1 << 18
+_GROUP_DOCUMENTS = 64
+_GROUP_CHARACTERS = 1 << 16
+_FIRST_CHARACTERS = 1 << 14
 _AHEAD = 4
 
 Row = Int[np.ndarray, " T"]
@@ -258,14 +259,16 @@ class TokenRows:
         """Yield the token ids of groups of documents; a group is encoded at once, on all cores."""
         group: list[str] = []
         characters = 0
+        enough = _FIRST_CHARACTERS  # whoever asked for rows waits for the first group, so it is small
         for document in self.source:
             if stop.is_set():
                 return
             group.append(document)
             characters += len(document)
-            if len(group) == _GROUP_DOCUMENTS or characters >= _GROUP_CHARACTERS:
+            if len(group) == _GROUP_DOCUMENTS or characters >= enough:
                 yield self._encode(group)
                 group, characters = [], 0
+                enough = _GROUP_CHARACTERS
         if group:
             yield self._encode(group)
 
