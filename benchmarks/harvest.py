@@ -3,9 +3,9 @@
     python benchmarks/harvest.py [--model embedded] [--tokens 300000] [--json FILE]
 
 "bare" runs Hugging Face's own model, as it loads it, cut after the layer of the site (no language-model head) over the
-same token rows, tokenised beforehand. "harvest" is the whole job: tokenising, reading, filtering, checksums, files, fsync. The two
-alternate and the best of each counts, since other processes only ever slow one down. "CPU ratio" compares
-processor seconds of all threads instead of wall-clock seconds; it holds on a busy machine too.
+same token rows, tokenised beforehand. "harvest" is the whole job: tokenising, reading, filtering, checksums, files,
+fsync. The two alternate and the best of each counts, since other processes only ever slow one down. "CPU ratio"
+compares processor seconds of all threads instead of wall-clock seconds; it holds on a busy machine too.
 """
 
 import argparse

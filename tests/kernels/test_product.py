@@ -12,7 +12,8 @@ def close(made, x, w, bias=None):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("n", "d", "m"), [(1, 1, 1), (7, 3, 5), (33, 65, 129), (2, 4, 2 * BLOCK_COLUMNS + 3), (0, 4, 5), (3, 4, 0), (3, 0, 4)]
+    ("n", "d", "m"),
+    [(1, 1, 1), (7, 3, 5), (33, 65, 129), (2, 4, 2 * BLOCK_COLUMNS + 3), (0, 4, 5), (3, 4, 0), (3, 0, 4)],
 )
 def test_product_is_the_matrix_product(n, d, m, dtype):
     g = torch.Generator().manual_seed(0)
