@@ -20,7 +20,7 @@ def use_onednn(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and backend.is_available()
+        and torch._C._has_mkldnn
         and bool(backend.enabled)
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
