@@ -1,18 +1,18 @@
-"""``saelab pretrain``: a small language model from scratch."""
+"""``saelab pretrain``: a small language model from scratch, dense or sparse."""
 
 import json
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
-from saelab.models.pretrain import PretrainConfig, pretrain
+from saelab.workflows.pretrain import PretrainJob, run_pretrain
 
 
-def _pretrain(config: PretrainConfig, out: str, force: bool, resume: bool, as_json: bool) -> None:
+def _pretrain(job: PretrainJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
     from saelab.cli import console
 
     with console.quiet_if(as_json):
-        result = pretrain(config, out, force=force, resume=resume)
+        result = run_pretrain(job, out, force=force, resume=resume)
     if as_json:
         click.echo(json.dumps(result.training))
     else:
@@ -23,8 +23,12 @@ def _pretrain(config: PretrainConfig, out: str, force: bool, resume: bool, as_js
 
 command = config_command(
     "pretrain",
-    PretrainConfig,
+    PretrainJob,
     _pretrain,
+    part="sparsity",
     extra=[out_option("Folder of the model."), force_option(), resume_option(), json_option()],
-    help_text="Train a small GPT-2 from scratch; configs/pretrain-pylm.yaml reproduces the embedded model.",
+    help_text=(
+        "Train a small GPT-2 from scratch; configs/pretrain-pylm.yaml reproduces the embedded model. "
+        "With --sparsity its weights are kept sparse while it is trained (configs/sparsity/training)."
+    ),
 )

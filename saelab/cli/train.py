@@ -27,6 +27,7 @@ command = config_command(
     "train",
     TrainJob,
     _train,
+    part="sparsity",
     extra=[out_option("Folder of the run."), force_option(), resume_option(), json_option()],
     help_text="Train the SAE of CONFIG.yaml, or the grid of them that it describes, on an activation store.",
 )

@@ -60,6 +60,7 @@ def pretrain(
     force: bool = False,
     resume: bool = False,
     attach: Attach | None = None,
+    first_step: int = 0,
 ) -> PretrainResult:
     """Train a tokenizer and a GPT-2 on ``config.train`` and write them to ``out`` as a Hugging Face folder.
 
@@ -67,7 +68,8 @@ def pretrain(
     config, sources, loss curve, held-out bits per byte, induction score, seconds), config.yaml and manifest.json. A run
     that was stopped goes on from its last checkpoint with ``resume`` and ends with the same weights, bit for bit, as
     one that was not (on one machine, with as many threads). ``attach`` gives a hook that is called around every step
-    (weight sparsity); what it writes beside the model is named in training.json and the manifest.
+    (weight sparsity); what it writes beside the model is named in training.json and the manifest. It may also set
+    other initial weights, which are then those of step ``first_step``.
 
     Raises:
         OutputExistsError: ``out`` holds something and neither ``force`` nor ``resume`` is given.
@@ -76,12 +78,12 @@ def pretrain(
 
     """
     out = prepare_output(out, force=force, resume=resume)
-    _record_config(config, out)
+    record_config(config, out)
     if (out / MANIFEST).exists():
         training = read_json(out / "training.json")
         fields = {name: training["heldout"][name] for name in ("nats", "tokens", "utf8_bytes")}
         return PretrainResult(out, Compression(**fields), training)
-    run = _Run(config, out, attach)
+    run = _Run(config, out, attach, first_step)
     run.train()
     return run.finish()
 
@@ -89,7 +91,7 @@ def pretrain(
 class _Run:
     """The state of one pretraining."""
 
-    def __init__(self, config: PretrainConfig, out: Path, attach: Attach | None = None) -> None:
+    def __init__(self, config: PretrainConfig, out: Path, attach: Attach | None = None, first_step: int = 0) -> None:
         self.config, self.out = config, out
         self.source = open_text(config.train, config.column)
         self.heldout = open_text(config.heldout, config.column)
@@ -114,7 +116,7 @@ class _Run:
         self.optimizer = adamw(self.model, config)
         self.hook = NoHook() if attach is None else attach(self.model, self.optimizer)
         saved = load_checkpoint(out, self.model, self.optimizer, self.hook)
-        self.state = saved or Checkpoint(step=0, seconds=0.0, curve=[])
+        self.state = saved or Checkpoint(step=first_step, seconds=0.0, curve=[])
 
     def _tokenizer(self) -> Any:
         if not (self.out / "tokenizer.json").exists():
@@ -234,7 +236,8 @@ class _Run:
         return PretrainResult(out, heldout, training)
 
 
-def _record_config(config: PretrainConfig, out: Path) -> None:
+def record_config(config: PretrainConfig, out: Path) -> None:
+    """Write ``config.yaml``, or raise :class:`ResumeError` when the folder was begun with another config."""
     path = out / "config.yaml"
     if path.exists():
         old, new = load_yaml(path), config.model_dump(mode="json")

@@ -10,12 +10,14 @@ from pydantic import Field, model_validator
 from saelab.core.artifacts import MANIFEST, read_manifest
 from saelab.core.config import Config, apply_overrides, dump_yaml, leaf_fields, parse_config
 from saelab.core.errors import ConfigError, StoreError, nearest
+from saelab.sparsity.training.recipe import TrainingRecipe
 from saelab.training.checkpoint import CHECKPOINT
 from saelab.training.config import AnySAEConfig, FitConfig, TrainingConfig
 from saelab.training.end_to_end import EndToEndConfig
 from saelab.training.loop import FitResult, fit
 from saelab.training.run import Objective
 from saelab.training.setup import PROGRESS
+from saelab.training.sparse import check_sparsity
 from saelab.workflows.pairs import PairsJob
 from saelab.workflows.sources import LiveJob, from_start, load, open_data, site_of
 
@@ -49,6 +51,8 @@ class TrainJob(Config):
     """The SAE; d_in is taken from the store or the model."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """The training."""
+    sparsity: TrainingRecipe | None = None
+    """How the SAE's own matrices are kept sparse while they are trained."""
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     """Keys to vary, e.g. {sae.k: [16, 32], training.lr: [1e-3]}; all combinations are trained together."""
     data_seed: int | None = Field(default=None, ge=0)
@@ -80,7 +84,7 @@ class TrainJob(Config):
     def runs(self) -> list[FitConfig]:
         """Return the run, or the runs of the grid."""
         base: dict[str, Any] = {"name": self.name, "sae": self.sae.model_dump(), "training": self.training.model_dump()}
-        base["start"] = self.start
+        base |= {"start": self.start, "sparsity": None if self.sparsity is None else self.sparsity.model_dump()}
         known = {key for key, *_ in leaf_fields(FitConfig)}
         for key in self.grid:
             if key not in known:
@@ -119,6 +123,8 @@ def run_train(
                 f"sae.d_in is {run.sae.d_in}, but {job.site or 'the site'} in {job.store or 'the model'} is "
                 f"{batches.d_in} wide; leave sae.d_in out, it is taken from the data"
             )
+    for run in runs:
+        check_sparsity(run)
     folder = prepare_output(out, force=force, resume=resume)
     if resume and not any((folder / name).exists() for name in (CHECKPOINT, PROGRESS, MANIFEST)):
         say(f"nothing to resume in {out}; starting")

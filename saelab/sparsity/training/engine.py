@@ -39,6 +39,7 @@ class SparseTraining:
     Raises :class:`ConfigError` for a pattern that does not divide a layer, and for masks of other layers.
     """
 
+    @torch.no_grad()
     def __init__(
         self, targets: Sequence[Target], recipe: TrainingRecipe, optimizer: torch.optim.Optimizer, steps: int
     ) -> None:
@@ -53,6 +54,8 @@ class SparseTraining:
         self._history: list[list[float]] = []
         self._density = torch.zeros(2, dtype=torch.float64)  # sum over steps of the density, steps
         self._step, self._seconds, self._finished = 0, 0.0, False
+        if self._given is not None and recipe.schedule.due(0, steps):
+            self._set(self._given)  # at once: a rewound training does not begin at step 0
         pattern = self._masking.pattern(0)
         self._handles = []
         if recipe.gradient.needs_modules and isinstance(pattern, NofM):

@@ -11,6 +11,33 @@ from saelab.sparsity.training.schedules import AnySchedule, Cubic, DecayPattern,
 from saelab.sparsity.training.scores import ScoreName
 
 
+class Cycles(Config):
+    """Train, prune, train again: several trainings for one sparse model.
+
+    After round r of ``rounds`` the sparsity is 1 - (1 - s)^(r / rounds): each round prunes the same share of what is
+    left. Iterative magnitude pruning (Frankle & Carbin 2019) rewinds the weights; sparse model soups (Zimmer et al.
+    2024) go on from them, train copies that differ in the order of the data and in weight decay, and average them.
+    """
+
+    rounds: int = Field(default=4, ge=1)
+    """Prunings, each followed by a training."""
+    rewind: float | None = Field(default=0.0, ge=0, lt=1)
+    """Share of the first training to whose weights each round returns (0: the initial ones), going on from that step;
+    null: each round starts from the weights just pruned, at step 0 of a new training."""
+    copies: int = Field(default=1, ge=1)
+    """Models trained per round under one mask; their average is what is pruned next, and at the end the result."""
+    decay_factor: float = Field(default=1.0, ge=1)
+    """Weight decay of the copies, from 1 / this to this times the usual one, spaced geometrically."""
+    control: bool = True
+    """With ``rewind``: also train the last mask from other random weights."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Cycles":
+        if self.copies > 1 and self.rewind is not None:
+            raise ValueError("copies are averaged, and a round that rewinds forgets the average; use rewind null")
+        return self
+
+
 class TrainingRecipe(Config):
     """How weights are kept sparse while they are trained."""
 
@@ -26,6 +53,8 @@ class TrainingRecipe(Config):
     """When masks are made and changed."""
     gradient: AnyGradient = Masked()
     """What masked weights do in the forward pass, and what gradient they receive."""
+    cycles: Cycles | None = None
+    """Several trainings, each pruned further, instead of one."""
     masks: str | None = None
     """Folder whose masks are used (a sparse model or SAE); then score, pattern and sparsity are its."""
     include: tuple[str, ...] = ("*",)
@@ -40,11 +69,17 @@ class TrainingRecipe(Config):
         if self.masks is not None:
             if self.pattern is not None or self.sparsity is not None or not isinstance(self.schedule, Once):
                 raise ValueError("masks says which weights stay; leave out pattern and sparsity, with schedule once")
+            if self.cycles is not None:
+                raise ValueError("masks are fixed and cycles make new ones; leave one of them out")
             if self.gradient.name in ("soft", "bdwp"):
                 raise ValueError(f"gradient {self.gradient.name} chooses its weights itself; leave masks out")
             return self
         pattern = self.pattern_for(self.sparsity)
         self._agree_with(pattern)
+        if self.cycles is not None and (
+            self.schedule != Once() or self.gradient != Masked() or self.score != "magnitude"
+        ):
+            raise ValueError("cycles prune by magnitude between trainings; leave score, schedule and gradient out")
         moving = isinstance(self.schedule, Refresh | DecayPattern)
         if moving and not self.gradient.dense:
             raise ValueError(
@@ -61,6 +96,8 @@ class TrainingRecipe(Config):
 
     def _agree_with(self, pattern: Pattern) -> None:
         if isinstance(pattern, NofM):
+            if self.cycles is not None and self.cycles.rounds > 1:
+                raise ValueError(f"pattern {self.pattern} has no sparsities between; use cycles with rounds 1")
             if self.allocation != "uniform":
                 raise ValueError(f"pattern {self.pattern} leaves nothing to allocate; leave allocation out")
             if isinstance(self.schedule, Cubic):
