@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import quality_report
 from jsonl import append_row, put_section, read_rows
 from quality_measure import HeldOut, by_gradient, measure, measure_as_trained
-from quality_plan import BATCH, PEERS, SAELAB, SEEDS, SWEEP_SEED, Variant, best_rate, key_of, sweep_next
+from quality_plan import BATCH, PEERS, SAELAB, SEEDS, SWEEP_SEED, Variant, best_rate, key_of, planned, sweep_next
 from quality_subjects import SUBJECTS, Opened, Subject, open_subject
 from safetensors.torch import save_file
 
@@ -188,7 +188,8 @@ def run(args: argparse.Namespace) -> None:
         work = args.work / name
         opened = open_subject(subject, args.data, work)
         lanes = {"saelab": SAELAB, "peers": PEERS}
-        opened_lanes = [Lane(installed(lanes[name]), opened, args.results, work, args.threads) for name in args.lanes]
+        planned_lanes = [installed(planned(lanes[lane], name)) for lane in args.lanes]
+        opened_lanes = [Lane(lane, opened, args.results, work, args.threads) for lane in planned_lanes]
         for seed in args.seeds:
             for lane in opened_lanes:
                 lane.run(seed)

@@ -18,6 +18,10 @@ SLACK = 0.01
 BATCH = 512
 MOST_SWEPT = 5
 """Learning rates tried at most."""
+MAIN_SUBJECT = "embedded"
+"""Where every variant is trained; on the other subjects those that are marked ``everywhere``."""
+SWEEP_ELSEWHERE = 16
+"""The one k at which learning rates are compared on the other subjects."""
 
 Row = Mapping[str, Any]
 
@@ -33,13 +37,15 @@ class Variant:
     points: tuple[float, ...] = POINTS
     """Values of the knob."""
     sweep: tuple[float, ...] = POINTS
-    """Values at which learning rates are compared."""
+    """Values at which learning rates are compared on the main subject; another value takes the nearest one's rate."""
     lrs: tuple[float, ...] = (4e-3, 8e-3)
     """First learning rates tried, by factors of 2; the sweep goes on beyond the end that is best."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the SAE."""
     lr_of: str | None = None
     """Takes the learning rate of this variant instead of a sweep of its own."""
+    everywhere: bool = True
+    """Whether it is trained on every subject, and not on the main one alone."""
 
     @property
     def label(self) -> str:
@@ -50,6 +56,10 @@ class Variant:
     def architecture(self) -> str:
         """Name of the architecture in its package."""
         return str(self.settings.get("architecture", self.name))
+
+    def swept(self, subject: str) -> tuple[float, ...]:
+        """Return the values of the knob at which learning rates are compared on a subject."""
+        return self.sweep if subject == MAIN_SUBJECT or self.knob != "k" else (SWEEP_ELSEWHERE,)
 
     def own_settings(self) -> dict[str, Any]:
         """Return the settings without the architecture's name."""
@@ -68,17 +78,20 @@ SAELAB = (
         "mutual_choice, aux_zipf",
         settings={"architecture": "mutual_choice", "aux": "zipf"},
         lr_of="mutual_choice",
+        everywhere=False,
     ),
     _saelab("feature_choice"),
     _saelab(
         "feature_choice, uniform",
         settings={"architecture": "feature_choice", "quotas": "uniform"},
         lr_of="feature_choice",
+        everywhere=False,
     ),
     _saelab(
         "feature_choice, aux_zipf",
         settings={"architecture": "feature_choice", "aux": "zipf"},
         lr_of="feature_choice",
+        everywhere=False,
     ),
     _saelab("relu", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), sweep=(2.0, 5.0)),
     _saelab("gated", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), lr_of="relu"),
@@ -88,10 +101,15 @@ SAELAB = (
 PEERS = (
     Variant("saelens", "topk"),
     Variant("saelens", "batchtopk"),
-    Variant("dictionary_learning", "topk"),
-    Variant("dictionary_learning", "batchtopk"),
-    Variant("sparsify", "topk", lrs=(1e-2, 2e-2)),
+    Variant("dictionary_learning", "topk", sweep=(32,), everywhere=False),
+    Variant("dictionary_learning", "batchtopk", sweep=(32,), everywhere=False),
+    Variant("sparsify", "topk", sweep=(32,), lrs=(1e-2, 2e-2)),
 )
+
+
+def planned(variants: Iterable[Variant], subject: str) -> list[Variant]:
+    """Return the variants that are trained on a subject."""
+    return [variant for variant in variants if variant.everywhere or subject == MAIN_SUBJECT]
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
@@ -147,10 +165,11 @@ def sweep_next(variant: Variant, subject: str, rows: Sequence[Row]) -> list[tupl
     """Return the (knob, learning rate) pairs to try next; none when every rate is found."""
     if variant.lr_of is not None:
         return []
+    points = variant.swept(subject)
     if variant.knob != "k":
         rates = next_rates(variant, scores(variant, subject, rows, REFERENCE))
-        return [(point, lr) for lr in rates for point in variant.sweep]
-    return [(point, lr) for point in variant.sweep for lr in next_rates(variant, scores(variant, subject, rows, point))]
+        return [(point, lr) for lr in rates for point in points]
+    return [(point, lr) for point in points for lr in next_rates(variant, scores(variant, subject, rows, point))]
 
 
 def next_rates(variant: Variant, tried: Mapping[float, float]) -> list[float]:
@@ -174,5 +193,6 @@ def best_rate(variant: Variant, subject: str, rows: Sequence[Row], variants: Seq
     source = variant
     if variant.lr_of is not None:
         source = next(v for v in variants if v.package == variant.package and v.name == variant.lr_of)
-    tried = scores(source, subject, rows, point)
+    nearest = min(source.swept(subject), key=lambda swept: abs(math.log(swept / point)))
+    tried = scores(source, subject, rows, nearest)
     return min(lr for lr, fvu in tried.items() if fvu <= (1 + SLACK) * min(tried.values()))

@@ -66,17 +66,15 @@ class TrainJob(Config):
         """Take from the start what is not given, and d_in from the data, so that a config serves any store."""
         if isinstance(data, Mapping) and isinstance(data.get("start"), str):
             data = from_start(data, data["start"])
+        if isinstance(data, Mapping):
+            _check_source(data)
         if not isinstance(data, Mapping) or not isinstance(data.get("sae"), Mapping) or "d_in" in data["sae"]:
             return data
         width = _width(data)
         return data if width is None else {**data, "sae": {**data["sae"], **width}}
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if sum(source is not None for source in (self.store, self.live, self.pairs)) != 1:
-            raise ValueError(
-                "give either store (an activation store) or live (a model and a text) or pairs, exactly one of them"
-            )
+    def _model_runs(self) -> Self:
         if self.end_to_end is not None and self.live is None:
             raise ValueError("end_to_end training runs the model, so it needs live (a model and a text), not a store")
         return self
@@ -142,6 +140,17 @@ def run_train(
         loggers=loggers,
         provenance=data.provenance,
         objective=objective or data.objective,
+    )
+
+
+def _check_source(data: Mapping[str, Any]) -> None:
+    """Refuse a raw config with no source of activations, or several: without one its width cannot be known either."""
+    given = [name for name in ("store", "live", "pairs") if data.get(name) is not None]
+    if len(given) == 1:
+        return
+    raise ValueError(
+        f"{' and '.join(given) or 'nothing'} given to train on; give exactly one of store (a folder that saelab harvest "
+        "wrote), live (a model and a text: --live.model embedded) and pairs"
     )
 
 

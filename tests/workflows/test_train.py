@@ -71,8 +71,11 @@ def test_transcoder_trains_between_sites_and_is_evaluated(made, tmp_path, capsys
 
 
 def test_exactly_one_source(made):
-    with pytest.raises(ValueError, match="give either store"):
-        TrainJob(sae={**SMALL, "d_in": 4})
+    for sae in (SMALL, {**SMALL, "d_in": 4}):
+        with pytest.raises(ValueError, match="nothing given to train on; give exactly one of store"):
+            TrainJob(sae=sae)
+        with pytest.raises(ValueError, match="store and live given to train on"):
+            TrainJob(sae=sae, store=str(made / "store"), live={"model": "embedded"})
     with pytest.raises(ConfigError, match=r"unknown key 'sae.kk'"):
         TrainJob(store=str(made / "store"), sae=SMALL, grid={"sae.kk": [1]}).runs()
 
