@@ -149,8 +149,8 @@ def _check_source(data: Mapping[str, Any]) -> None:
     if len(given) == 1:
         return
     raise ValueError(
-        f"{' and '.join(given) or 'nothing'} given to train on; give exactly one of store (a folder that saelab harvest "
-        "wrote), live (a model and a text: --live.model embedded) and pairs"
+        f"{' and '.join(given) or 'nothing'} given to train on; give exactly one of store (a folder that saelab "
+        "harvest wrote), live (a model and a text: --live.model embedded) and pairs"
     )
 
 

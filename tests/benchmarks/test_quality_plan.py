@@ -55,7 +55,8 @@ def test_sweep_goes_on_beyond_an_end_and_stops_inside():
 def test_scores_bring_every_rate_to_the_same_l0():
     rows = [row(1e-3, 0.2), row(2e-3, 0.1, l0=128.0), row(4e-3, 0.1, name="other"), row(8e-3, 0.1, stage="main")]
     rows.append(row(1e-3, 0.5, l0=8.0, point=8))
-    assert scores(Variant("saelab", "topk"), MAIN_SUBJECT, rows, 32) == {1e-3: pytest.approx(0.2), 2e-3: pytest.approx(0.2)}
+    found = scores(Variant("saelab", "topk"), MAIN_SUBJECT, rows, 32)
+    assert found == {1e-3: pytest.approx(0.2), 2e-3: pytest.approx(0.2)}
 
 
 def test_scores_of_coefficients_are_read_between_l0s():
