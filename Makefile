@@ -15,7 +15,7 @@ help:
 	@echo "make test-slow  the long tests: kill -9 loops, the demo end to end, the wheel in a clean environment"
 	@echo "make check      lint, format, types, import layers"
 	@echo "make bench      the benchmarks behind docs/performance.md (under 20 minutes on two cores)"
-	@echo "make docs       the documentation site, in site/"
+	@echo "make docs       the documentation site, in site/, without a warning"
 
 # torch first and alone: its version decides which of its many builds is taken.
 $(VENV)/.installed: pyproject.toml constraints.txt
