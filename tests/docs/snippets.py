@@ -9,6 +9,7 @@ last one counts), so that a page that trains for minutes is checked in seconds.
 """
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -24,9 +25,9 @@ SHELL = ("saelab", "python", "python3.11", "make", "pip", "benchmarks/peers/setu
 OTHER = ("text", "yaml", "json", "mermaid", "toml")
 
 SMALLER = {
-    "demo": "--harvest_tokens 30000 --train_tokens 60000 --eval_tokens 3000 --build_tokens 12000",
+    "demo": "--harvest_tokens 30000 --train_tokens 60000 --eval_tokens 3000 --build_tokens 12000 --force",
     "harvest": "--harvest.max_tokens 12000",
-    "train": "--training.tokens 24000 --training.batch_size 512 --init_tokens 4096",
+    "train": "--training.tokens 24000 --training.batch_size 512 --training.init_tokens 4096",
     "eval": "--max_tokens 2000",
     "build": "--max_tokens 4000",
     "compare": "--max_tokens 3000 --targets 8",
@@ -38,7 +39,7 @@ SMALLER = {
     "circuits features": "--n 4 --n_heldout 4 --n_exact 1 --steps 2",
     "codebook": "--training.steps 12 --training.rows 2",
     "train configs/contrastive.yaml": "--pairs.max_pairs 300 --training.tokens 3000 --training.batch_size 256",
-    "train configs/end-to-end.yaml": "--training.tokens 3000 --training.batch_size 256 --init_tokens 512",
+    "train configs/end-to-end.yaml": "--training.tokens 3000 --training.batch_size 256 --training.init_tokens 512",
     "sparsity-study": "--harvest_tokens 4000 --train_tokens 8000 --d_sae 64",
 }
 """Options put after a command's own when it is run here; what names a recipe counts before what does not."""
@@ -56,7 +57,10 @@ saelab.train("demo-topk.yaml", store="saelab-demo/store", out="sae", sae=small[0
 from saelab.cli.main import _run
 from tests.docs.snippets import SMALLER
 
-line = "--quiet dark-matter saelab-demo/train/sae --store saelab-demo/store --out dm --model_parts false"
+grid = ["--grid", "{sae.d_sae: [32, 64, 128, 256]}", "--sae.k", "8", "--out", "ladder"]
+line = "--quiet train configs/ladder.yaml --store saelab-demo/store"
+assert _run([*line.split(), *grid, *SMALLER["train"].split()]) == 0
+line = "--quiet dark-matter ladder/d_sae=128 --store saelab-demo/store --ladder ladder --out dm --model_parts false"
 assert _run([*line.split(), *SMALLER["dark-matter"].split()]) == 0
 """,
 }
@@ -179,14 +183,23 @@ def run(snippet: Snippet, namespace: dict) -> None:
     """Run a block in the current folder; Python shares the page's namespace."""
     if snippet.language == "python":
         exec(compile(snippet.text, str(snippet), "exec"), namespace)
-        return
+        return None
+    if re.search(r"^(?:for|while|if) ", snippet.text, flags=re.M):
+        return _bash(snippet.text, snippet)
     for line in commands(snippet.text):
         words = shlex.split(line, comments=True)
         if words[:1] == ["saelab"]:
             _saelab(words[1:], snippet)
         else:
-            done = subprocess.run(["bash", "-ec", line], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{snippet}: {line}\n{done.stdout}{done.stderr}"
+            _bash(line, snippet)
+    return None
+
+
+def _bash(text: str, snippet: Snippet) -> None:
+    """Run a script in a shell, its own saelab on the path; sizes are as they stand."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, f"{snippet}: {text}\n{done.stdout}{done.stderr}"
 
 
 def _saelab(arguments: list[str], snippet: Snippet) -> None:
