@@ -99,7 +99,10 @@ def _option(key: str, parameter: str, annotation: Any, default: Any, description
 def _value(given: Any, annotation: Any) -> Any:
     """Turn the option's text into a YAML value; texts for string keys stay as they are."""
     if _is_list(annotation):
-        values = [_value(text, typing.get_args(annotation)[0]) for text in given]
+        if given in (("null",), ("none",)) and type(None) in _flatten(annotation):
+            return None
+        (of,) = typing.get_args(next(c for c in _flatten(annotation) if typing.get_origin(c) is list))
+        values = [_value(text, of) for text in given]
         return values[0] if len(values) == 1 and isinstance(values[0], list) else values
     choices = _flatten(annotation)
     if given in ("null", "none") and type(None) in choices:
@@ -113,7 +116,7 @@ def _value(given: Any, annotation: Any) -> Any:
 
 
 def _is_list(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is list
+    return any(typing.get_origin(choice) is list for choice in _flatten(annotation))
 
 
 def _flatten(annotation: Any) -> list[Any]:

@@ -26,6 +26,7 @@ class Job(Config):
     sae: Inner = Inner()
     other: Other = Other()
     sites: list[str] = []
+    only: list[int] | None = None
     fast: bool = False
 
 
@@ -51,6 +52,14 @@ def test_defaults_then_yaml_then_options(tmp_path):
     assert (job.sae.k, job.sae.lr, job.sites, job.fast, force) == (16, 1e-3, ["a", "b"], True, True)
     job, _ = call(tmp_path, "--sae.k=4", "--other.name", "12", "--sae.lr", "null", yaml="sae: {k: 16, lr: 2}")
     assert (job.sae.k, job.sae.lr, job.other.name) == (4, None, "12")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [(["3"], [3]), (["3", "5"], [3, 5]), (["[3, 5]"], [3, 5]), (["null"], None), ([], [7])]
+)
+def test_lists_that_may_be_null(tmp_path, given, wanted):
+    job, _ = call(tmp_path, *(word for one in given for word in ("--only", one)), yaml="only: [7]")
+    assert job.only == wanted
 
 
 def test_unknown_option_names_the_nearest(tmp_path):

@@ -47,11 +47,12 @@ SMALLER = {
 PRELUDES = {
     "main-job.md": "import torch\nx = torch.randn(8, 192)\n",
     "compare.md": """
-import saelab
+from saelab.cli.main import _run
+from tests.docs.snippets import SMALLER
 
-small = {"d_sae": 64, "k": 8}, {"tokens": 10_000, "batch_size": 512}
-grid = {"training.seed": [0, 1]}
-saelab.train("demo-topk.yaml", store="saelab-demo/store", out="sae", sae=small[0], training=small[1], grid=grid)
+grid = ["--grid", "{training.seed: [0, 1]}", "--sae.d_sae", "128", "--out", "sae"]
+line = "--quiet train configs/demo-topk.yaml --store saelab-demo/store"
+assert _run([*line.split(), *grid, *SMALLER["train"].split()]) == 0
 """,
     "dark-matter.md": """
 from saelab.cli.main import _run
