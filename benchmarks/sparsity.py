@@ -1,7 +1,6 @@
-"""What weight sparsity costs and what it buys: loss of every recipe, break-even of the kernels, speed of the harvest.
+"""What weight sparsity costs and what it buys: loss of every recipe, speed of the harvest.
 
     python benchmarks/sparsity.py loss     [--model embedded] [--seeds 0 1 2]     held-out loss by recipe and sparsity
-    python benchmarks/sparsity.py kernels                                         sparse layers against dense ones
     python benchmarks/sparsity.py harvest  [--model embedded]                     tokens/s of sparsified models
 
 Seeds choose the calibration text (other rows of the training files); methods without calibration do not vary. Speeds
@@ -13,28 +12,27 @@ import json
 import statistics
 import tempfile
 import time
-import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
 from saelab.activations.harvest import HarvestConfig, harvest
 from saelab.core.progress import set_progress
-from saelab.kernels.spmm import SparseWeight, spmm
 from saelab.models.subject import load_model
 from saelab.models.text import open_text
 from saelab.models.tokens import TokenRows, TokensConfig
-from saelab.sparsity.measure import measure
+from saelab.sparsity.core_neurons import CoreConfig, core_branches, core_cost, running_core
+from saelab.sparsity.layers import linear_layers
+from saelab.sparsity.measure import Cost, measure
 from saelab.sparsity.recipe import Recipe
 from saelab.sparsity.runtime import accelerate
-from saelab.sparsity.sparsify import sparsify
+from saelab.sparsity.sparsify import Sparsified, sparsify
 
 SITE = "blocks.{}.hook_resid_post"
-CALIBRATED = {"wanda", "dsnot", "sparsegpt"}
 
 
 def rows_of(model: Any, text: str, n: int, skip: int = 0) -> Any:
@@ -56,68 +54,97 @@ def rows_of(model: Any, text: str, n: int, skip: int = 0) -> Any:
     return Some()
 
 
+def loss_recipes() -> list[tuple[str, str, dict[str, Any]]]:
+    """Return (method, setting, recipe) of every row of the loss table."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+
+    def add(method: str, setting: str, keys: dict[str, Any], **rest: Any) -> None:
+        found.append((method, setting, {"method": keys, **rest}))
+
+    for share in (0.6, 0.7, 0.5, 0.8):
+        for name in ("magnitude", "wanda", "dsnot", "sparsegpt"):
+            add(name, f"{share:.0%}", {"name": name}, pattern="row", sparsity=share)
+    for name in ("random", "magnitude", "wanda", "dsnot", "sparsegpt"):
+        add(name, "2:4", {"name": name}, pattern="2:4")
+    for share in (0.6, 0.7):
+        row: dict[str, Any] = {"pattern": "row", "sparsity": share}
+        layer: dict[str, Any] = {"pattern": "layer", "sparsity": share}
+        add("dsnot on magnitude", f"{share:.0%}", {"name": "dsnot", "start": "magnitude"}, **row)
+        add("wanda, sensitivity", f"{share:.0%}", {"name": "wanda"}, allocation="sensitivity", **row)
+        add("magnitude, global", f"{share:.0%}", {"name": "magnitude"}, allocation="global", **layer)
+        add("magnitude, ERK", f"{share:.0%}", {"name": "magnitude"}, allocation="erk", **layer)
+    for epsilon in (0.1, 0.2, 0.4):
+        add("net_trim", f"epsilon {epsilon:g}", {"name": "net_trim", "epsilon": epsilon}, calibration_tokens=4096)
+    for bits in (3, 4):
+        add("spqr", f"{bits} bits", {"name": "spqr", "bits": bits})
+    add("gqsa", "4 bits, half", {"name": "spqr", "bits": 4, "outliers": 0, "dropped": 0.5})
+    for share in (0.25, 0.5, 0.75):
+        add("structured", f"neurons -{share:.0%}", {"name": "structured", "neurons": share})
+    add("structured", "heads -1/6", {"name": "structured", "neurons": 0, "heads": 1 / 6})
+    return found
+
+
 def loss_table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Held-out loss for each method, pattern and sparsity; mean and standard deviation over calibration texts."""
-    dense = load_model(arguments.model)
-    held_out = list(rows_of(dense, arguments.text, arguments.eval_rows).batches(16))
-    original = {name: value.clone() for name, value in dense.plain.state_dict().items()}
+    """Held-out loss for each recipe; mean and standard deviation over calibration texts."""
+    plain = load_model(arguments.model)
+    dense = Remembered(plain)
+    held_out = list(rows_of(plain, arguments.text, arguments.eval_rows).batches(16))
+    original = {name: value.clone() for name, value in plain.plain.state_dict().items()}
+    found: list[dict[str, Any]] = []
     model = load_model(arguments.model)
-    found = []
-    for method in ("random", "magnitude", "wanda", "dsnot", "sparsegpt"):
-        for share in (0.5, 0.6, 0.7, 0.8, "2:4"):
-            keys = {"pattern": share} if isinstance(share, str) else {"pattern": "row", "sparsity": share}
-            recipe = Recipe.model_validate({"method": {"name": method}, "calibration_tokens": 16_384, **keys})
-            seeds = arguments.seeds if method in CALIBRATED or method == "random" else arguments.seeds[:1]
-            costs, seconds = [], []
-            for seed in seeds:
+    for method, setting, keys in loss_recipes():
+        if arguments.only and method not in arguments.only:
+            continue
+        recipe = Recipe.model_validate({"calibration_tokens": arguments.calibration_tokens, **keys})
+        costs, done = [], []
+        for seed in arguments.seeds[:1] if method.startswith("magnitude") else arguments.seeds:
+            if method == "structured":  # its matrices are smaller afterwards
+                model = load_model(arguments.model)
+            else:
                 model.plain.load_state_dict(original)
-                done = sparsify(model, rows_of(model, arguments.calibration, 64, 64 * seed), recipe, seed=seed)
-                costs.append(measure(dense, model, held_out))
-                seconds.append(done.seconds)
-            losses, kls = [c.loss_sparse for c in costs], [c.kl for c in costs]
-            found.append(
-                {
-                    "method": method,
-                    "sparsity": str(share),
-                    "loss": statistics.mean(losses),
-                    "sd": statistics.stdev(losses) if len(losses) > 1 else float("nan"),
-                    "kl": statistics.mean(kls),
-                    "dense loss": costs[0].loss_dense,
-                    "seconds": statistics.mean(seconds),
-                }
-            )
+            done.append(sparsify(model, rows_of(model, arguments.calibration, 64, 64 * seed), recipe, seed=seed))
+            costs.append(measure(dense, model, held_out))
+        found.append({"method": method, "setting": setting, **loss_row(costs, done)})
+        if arguments.json:  # a long table: what is there is kept
+            arguments.json.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": found}, indent=1) + "\n")
     return found
 
 
-def kernel_table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time of the sparse layer over the dense one, and of torch's own CSR product (MKL), by shape and sparsity."""
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for out, into in ((768, 192), (192, 768), (3072, 768), (768, 3072)):
-        x = torch.randn(4096, into, generator=generator)
-        for sparsity in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98):
-            weight = torch.randn(out, into, generator=generator)
-            weight *= torch.rand(weight.shape, generator=generator) >= sparsity
-            sparse, csr = SparseWeight.from_dense(weight), weight.to_sparse_csr()
-            twins = {
-                "dense": lambda x=x, w=weight: F.linear(x, w),
-                "sparse": lambda x=x, s=sparse: spmm(x, s),
-                "transposed": lambda x=x, s=sparse: spmm(x, s, transposed=True),
-                "torch CSR": lambda x=x, c=csr: (c @ x.T).T,
-            }
-            times = interleaved(twins, arguments.repeats)
-            dense = times.pop("dense")
-            flops = 2 * x.shape[0] * len(sparse.values)
-            found.append(
-                {
-                    "layer": f"{into} -> {out}",
-                    "sparsity": sparsity,
-                    "dense ms": 1e3 * dense,
-                    **{name: value / dense for name, value in times.items()},
-                    "sparse GFLOP/s": flops / times["sparse"] / 1e9,
-                }
-            )
-    return found
+class Remembered:
+    """The dense model, whose predictions on the same batches are computed once."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._found: dict[int, torch.Tensor] = {}
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the logits; ``tokens`` must be the same object to be recognised."""
+        if id(tokens) not in self._found:
+            self._found[id(tokens)] = self._model.logits(tokens)
+        return self._found[id(tokens)]
+
+
+def loss_row(costs: list[Cost], done: list[Sparsified]) -> dict[str, Any]:
+    """Return means over the calibration texts."""
+    losses = [c.loss_sparse for c in costs]
+    bits = [value for d in done if (value := weighted_bits(d)) is not None]
+    return {
+        "sparsity": statistics.mean(d.sparsity for d in done),
+        "loss": statistics.mean(losses),
+        "sd": statistics.stdev(losses) if len(losses) > 1 else float("nan"),
+        "kl": statistics.mean(c.kl for c in costs),
+        "bits": statistics.mean(bits) if bits else float("nan"),
+        "seconds": statistics.mean(d.seconds for d in done),
+        "dense loss": costs[0].loss_dense,
+    }
+
+
+def weighted_bits(done: Sparsified) -> float | None:
+    """Return bits per weight over all layers of a quantised model; None for another."""
+    layers = [layer for layer in done.layers if "bits_per_weight" in layer.facts]
+    size = sum(layer.outputs * layer.inputs for layer in layers)
+    bits = sum(layer.facts["bits_per_weight"] * layer.outputs * layer.inputs for layer in layers)
+    return bits / size if size else None
 
 
 def interleaved(functions: dict[str, Any], repeats: int) -> dict[str, float]:
@@ -132,47 +159,69 @@ def interleaved(functions: dict[str, Any], repeats: int) -> dict[str, float]:
 
 
 def harvest_table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Tokens/s of harvesting a sparsified model (as ``--sparse auto`` runs it) over the dense one, with loss and KL."""
+    """Tokens/s of harvesting a sparsified model (as ``--sparse`` runs it) over the dense one, with loss and KL.
+
+    Of core neurons the loss and KL are those after the prefix, where they run.
+    """
     dense = load_model(arguments.model)
     site = SITE.format(dense.n_layers - 1)
     held_out = list(rows_of(dense, arguments.text, arguments.eval_rows).batches(16))
     rows = rows_of(dense, arguments.text, arguments.rows)
     tokens = next(iter(rows.batches(16))).tokens
-    recipes = [("dense", None)]
-    recipes += [(f"sparsegpt {s:.0%}", {"method": {"name": "sparsegpt"}, "sparsity": s}) for s in (0.5, 0.7, 0.8, 0.9)]
+    gpt = {"name": "sparsegpt"}
+    recipes: list[tuple[str, Any]] = [("dense", None)]
+    recipes += [(f"sparsegpt {s:.0%}", {"method": gpt, "sparsity": s}) for s in (0.5, 0.7, 0.8, 0.9, 0.95)]
     recipes += [(f"neurons -{s:.0%}", {"method": {"name": "structured", "neurons": s}}) for s in (0.25, 0.5, 0.75)]
-    models = {}
+    recipes += [("heads -1/6", {"method": {"name": "structured", "neurons": 0, "heads": 1 / 6}})]
+    recipes += [(f"core {beta:.0%}", CoreConfig(beta=beta, prefix=32)) for beta in (0.25, 0.4, 0.6)]
+    models: dict[str, tuple[Any, CoreConfig | None, dict[str, Any]]] = {}
     for name, keys in recipes:
         model = load_model(arguments.model)
-        facts: dict[str, Any] = {"model": name, "loss": float("nan"), "kl": 0.0, "sparse layers": 0}
-        if keys is not None:
-            recipe = Recipe.model_validate({"calibration_tokens": 16_384, **keys})
+        facts: dict[str, Any] = {"model": name, "loss": float("nan"), "kl": 0.0, "changed": 0}
+        if isinstance(keys, CoreConfig):
+            cost = core_cost(model, keys, held_out)
+            facts |= {"loss": cost.loss_sparse, "kl": cost.kl, "changed": len(core_branches(model, keys))}
+        elif keys is not None:
+            recipe = Recipe.model_validate({"calibration_tokens": arguments.calibration_tokens, **keys})
             sparsify(model, rows_of(model, arguments.calibration, 64), recipe)
             cost = measure(dense, model, held_out)
             facts |= {"loss": cost.loss_sparse, "kl": cost.kl}
-            models["dense"][1]["loss"] = cost.loss_dense
-            facts["sparse layers"] = sum(choice.run != "dense" for choice in accelerate(model, tokens))
-        models[name] = (model, facts)
+            models["dense"][2]["loss"] = cost.loss_dense
+            ran = sum(choice.run != "dense" for choice in accelerate(model, tokens, [site]))
+            cut = sum(layer.weight.shape != other.weight.shape for layer, other in shapes(model, dense))
+            facts["changed"] = max(ran, cut)
+        models[name] = (model, keys if isinstance(keys, CoreConfig) else None, facts)
     positions = sum(batch.tokens.numel() for batch in rows.batches(16))
 
-    def run(model: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+    def run(model: Any, core: CoreConfig | None) -> None:
+        with tempfile.TemporaryDirectory() as folder, running_core(model, core) if core else nullcontext():
             harvest(model, rows, [site], Path(folder) / "store", HarvestConfig(max_tokens=positions))
 
-    times = interleaved({name: (lambda m=m: run(m)) for name, (m, _) in models.items()}, arguments.repeats)
+    times = interleaved(
+        {name: (lambda m=m, c=c: run(m, c)) for name, (m, c, _) in models.items()},  # type: ignore[misc]
+        arguments.repeats,
+    )
     return [
         {**facts, "tokens/s": positions / times[name], "of dense": times["dense"] / times[name]}
-        for name, (_, facts) in models.items()
+        for name, (_, _, facts) in models.items()
     ]
+
+
+def shapes(model: Any, dense: Any) -> list[tuple[Any, Any]]:
+    """Return the layers of two models that are still linear layers in both, side by side."""
+    there = {layer.name: layer for layer in linear_layers(dense.plain)}
+    return [(layer, there[layer.name]) for layer in linear_layers(model.plain) if layer.name in there]
 
 
 def main() -> None:
     """Run one of the tables and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=["loss", "kernels", "harvest"])
+    parser.add_argument("table", choices=["loss", "harvest"])
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--text", default="stdlib:heldout")
     parser.add_argument("--calibration", default="stdlib:train")
+    parser.add_argument("--calibration_tokens", type=int, default=16_384)
+    parser.add_argument("--only", nargs="+", help="methods of the loss table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--eval_rows", type=int, default=64)
     parser.add_argument("--rows", type=int, default=128)
@@ -180,8 +229,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     set_progress(False)
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-    found = {"loss": loss_table, "kernels": kernel_table, "harvest": harvest_table}[arguments.table](arguments)
+    found = {"loss": loss_table, "harvest": harvest_table}[arguments.table](arguments)
     table = Table(title=f"{arguments.table}, {torch.get_num_threads()} threads", title_justify="left", box=None)
     for name, value in found[0].items():
         table.add_column(name, justify="left" if isinstance(value, str) else "right")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from saelab.workflows.opening import open_result as open_result
     from saelab.workflows.questions import compare as compare
     from saelab.workflows.questions import contrast as contrast
+    from saelab.workflows.questions import core_neurons as core_neurons
     from saelab.workflows.questions import dark_matter as dark_matter
     from saelab.workflows.questions import explain as explain
     from saelab.workflows.questions import lazy_neurons as lazy_neurons
@@ -60,6 +61,7 @@ _WHERE = {
     "compare": "saelab.workflows.questions",
     "sparsify": "saelab.workflows.questions",
     "lazy_neurons": "saelab.workflows.questions",
+    "core_neurons": "saelab.workflows.questions",
     "contrast": "saelab.workflows.questions",
     "open_result": "saelab.workflows.opening",
     "SAE": "saelab.sae.base",

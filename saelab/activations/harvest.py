@@ -12,7 +12,7 @@ The main thread runs the model; tokenising runs ahead of it (in ``TokenRows``) a
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,12 +61,14 @@ def harvest(
     resume: bool = False,
     force: bool = False,
     on_estimate: Callable[[int], None] | None = None,
+    lossy: Mapping[str, Any] | None = None,
 ) -> ActivationStore:
     """Harvest the activations of ``model`` at ``sites`` over ``rows`` into the folder ``out``.
 
     ``resume`` goes on with an interrupted harvest (or starts one when there is none; a finished one is opened),
     ``force`` replaces an existing folder. ``on_estimate`` is told the bytes it may take before anything is written.
-    The returned store has a ``report``.
+    ``lossy`` says what an inexact way of running the model costs; the manifest keeps it, so that nobody takes the
+    store for the model's own activations. The returned store has a ``report``.
 
     Raises ``SiteError``, ``TextError`` (no token to keep), ``ActivationError`` (NaN), ``OutputExistsError``,
     ``OutputError`` (would not fit, full disk, not writable), ``ResumeError`` (other settings than the interrupted run).
@@ -75,7 +77,7 @@ def harvest(
     names = list(dict.fromkeys(sites))
     if not names:
         raise SiteError("no site to harvest; give at least one, such as blocks.0.hook_resid_post")
-    job = _Job(model, rows, names, Path(out), config)
+    job = _Job(model, rows, names, Path(out), config, lossy)
     estimate = estimate_bytes(model, names, config)
     if on_estimate is not None:
         on_estimate(estimate)
@@ -97,8 +99,14 @@ def estimate_bytes(model: ReadableModel, sites: Sequence[str], config: HarvestCo
 class _Job:
     """One harvest: what identifies it, where it stands, and how it goes on."""
 
-    def __init__(
-        self, model: ReadableModel, rows: TextRows, sites: list[str], folder: Path, config: HarvestConfig
+    def __init__(  # noqa: PLR0917
+        self,
+        model: ReadableModel,
+        rows: TextRows,
+        sites: list[str],
+        folder: Path,
+        config: HarvestConfig,
+        lossy: Mapping[str, Any] | None,
     ) -> None:
         self._rows, self._folder, self._config = rows, folder, config
         self._collector = _collector(model, sites, config, is_padded(rows))
@@ -115,6 +123,7 @@ class _Job:
             "gradients": config.gradients,
             "sites": {site: {"width": model.width(site)} for site in sites},
             "rows_per_shard": self._rows_per_shard,
+            **({} if lossy is None else {"lossy": dict(lossy)}),
         }
         self.shards: list[ShardInfo] = []
         self._cursor: dict[str, Any] = {"start_row": 0, "skip": 0, **self._collector.state()}

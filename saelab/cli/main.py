@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "Match the features of two SAEs: one-to-one, one-to-many, clusters, split and novel ones.",
     "dark-matter": "Split an SAE's error into a linear and a nonlinear part, and study both: one HTML report.",
     "lazy-neurons": "How few of a model's neurons are active per token, beside an SAE at equal L0.",
+    "core-neurons": "Run a model's MLPs on each text's own neurons: loss, speed, stability, delta sparsity.",
     "build": "Build the feature store: every feature's activations on a text.",
     "explain": "Explain a store's features, score the explanations beside controls, export and import them.",
     "app": "Open the feature browser on a run, a feature store or an SAE.",
@@ -47,6 +48,7 @@ PLACES = {
     "sparsity-study": ("sparsify", "study_command"),
     "dark-matter": ("dark_matter", "command"),
     "lazy-neurons": ("lazy_neurons", "command"),
+    "core-neurons": ("core_neurons", "command"),
 }
 
 

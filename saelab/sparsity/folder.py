@@ -14,6 +14,7 @@ from saelab.core.artifacts import read_safetensors, write_json, write_manifest, 
 from saelab.core.errors import CorruptError
 from saelab.models.loading import quiet
 from saelab.sparsity.layers import linear_layers
+from saelab.sparsity.methods.spqr import QuantisedLayer
 
 MASKS, EXTRAS, REPORT = "masks.safetensors", "quantised.safetensors", "sparsity.json"
 _NOT_TOKENIZER = (".safetensors", ".bin", ".pt", ".index.json", ".md")
@@ -60,6 +61,16 @@ def load_masks(folder: str | Path) -> dict[str, Tensor]:
         flat = np.unpackbits(bits.numpy(), count=rows * columns)
         found[name] = torch.from_numpy(flat.astype(bool)).view(rows, columns)
     return found
+
+
+def load_quantised(folder: str | Path) -> dict[str, QuantisedLayer]:
+    """Read the quantised layers of a folder, by layer. Raises :class:`CorruptError`."""
+    stored = read_safetensors(Path(folder) / EXTRAS)
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, value in stored.items():
+        layer, _, part = name.rpartition(".")
+        layers.setdefault(layer, {})[part] = value
+    return {layer: QuantisedLayer.from_tensors(parts) for layer, parts in layers.items()}
 
 
 def check_masks(model: Any, masks: Mapping[str, Tensor]) -> list[str]:

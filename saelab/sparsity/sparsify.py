@@ -13,13 +13,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from saelab.core.errors import TextError
+from saelab.core.errors import ConfigError, TextError
 from saelab.core.progress import progress
 from saelab.sparsity.allocation import by_global_score, by_sensitivity, erk, uniform
 from saelab.sparsity.layers import Layer, linear_layers, zeros
 from saelab.sparsity.measure import loss
 from saelab.sparsity.methods import Method, Structured
-from saelab.sparsity.methods.structured import Branch, Contribution, branches, shrink, silence
+from saelab.sparsity.methods.structured import Branch, Contribution, branches, shrink, silence, smaller
 from saelab.sparsity.pattern import NofM, keep_largest
 from saelab.sparsity.recipe import Recipe
 from saelab.sparsity.statistics import InputStatistics, watched
@@ -202,18 +202,18 @@ def _structured(model: Any, batches: Sequence[Any], method: Structured, began: f
     wanted = [(kind, share) for kind, share in (("neurons", method.neurons), ("heads", method.heads)) if share]
     todo = [(branch, share) for kind, share in wanted for branch in branches(model.plain, kind)]
     original = {layer.name: layer.weight.numel() for layer in linear_layers(model.plain)}
-    attribute = next((a for a in ("n_inner", "intermediate_size") if hasattr(config, a)), None)
     changes: dict[str, Any] = {}
     facts: dict[str, dict[str, float]] = {}
     with progress("sparsify", len(todo), "branches") as bar:
         for branch, share in sorted(todo, key=lambda item: item[0].block):
             kept = _choose(model, branch, share, batches)
             facts[branch.out.name] = {f"{branch.kind}_kept": float(kept.sum()), branch.kind: float(len(kept))}
-            if branch.kind == "neurons" and attribute is not None and branch.into:
-                shrink(branch, kept)
-                changes[attribute] = int(kept.sum())
-            else:
+            said = smaller(config, branch, int(kept.sum()))
+            if said is None:
                 silence(branch, kept)
+            else:
+                shrink(model.plain, branch, kept)
+                changes |= said
             bar.advance(1)
     for key, value in changes.items():
         setattr(config, key, value)
@@ -239,4 +239,6 @@ def _choose(model: Any, branch: Branch, share: float, batches: Sequence[Any]) ->
     finally:
         handle.remove()
     score = found.score[None]
+    if round(share * score.shape[1]) == score.shape[1]:
+        raise ConfigError(f"{share:g} of {score.shape[1]} {branch.kind} is all of them; lower method.{branch.kind}")
     return keep_largest(score, score.shape[1] - round(share * score.shape[1]))[0]

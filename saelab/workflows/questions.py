@@ -9,6 +9,7 @@ from typing import Any
 
 from saelab.analysis.compare.result import Comparison
 from saelab.analysis.contrast import ContrastReport
+from saelab.analysis.core_neurons import CoreNeurons
 from saelab.analysis.dark_matter.result import DarkMatter
 from saelab.analysis.lazy_neurons import LazyNeurons
 from saelab.core.assets import resolve_config
@@ -19,6 +20,7 @@ from saelab.workflows.api import Model, Sae, Say, Store, Text, silent
 from saelab.workflows.call import described_by, job_of, model_keys
 from saelab.workflows.compare import CompareJob, run_compare
 from saelab.workflows.contrast import ContrastJob, run_contrast
+from saelab.workflows.core_neurons import CoreNeuronsJob, run_core_neurons
 from saelab.workflows.dark_matter import DarkMatterJob, run_dark_matter
 from saelab.workflows.explain import ExplainJob, ExplainResult, run_explain
 from saelab.workflows.lazy_neurons import LazyNeuronsJob, run_lazy_neurons
@@ -130,6 +132,21 @@ def lazy_neurons(
     """Measure how few neurons of a model's MLPs are active per token; with ``sae``, against an SAE at equal L0."""
     given = {"sae": sae, "text": text, "max_tokens": max_tokens, **model_keys(model, keys), **keys}
     return run_lazy_neurons(_job(LazyNeuronsJob, "lazy_neurons", model, "model", **given), out, force=force)
+
+
+@described_by(CoreNeuronsJob)
+def core_neurons(
+    model: Model | CoreNeuronsJob = "embedded",
+    *,
+    text: Text | None = None,
+    max_tokens: int | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    **keys: Any,
+) -> CoreNeurons:
+    """Measure a model that runs on the neurons that the start of each text used most: loss, speed, stability."""
+    given = {"text": text, "max_tokens": max_tokens, **model_keys(model, keys), **keys}
+    return run_core_neurons(_job(CoreNeuronsJob, "core_neurons", model, "model", **given), out, force=force)
 
 
 @described_by(ContrastJob)

@@ -72,6 +72,19 @@ def test_neurons_that_write_nothing_are_cut(folder):
     assert all(torch.allclose(found[site], expected[site], atol=1e-5) for site in SITES)
 
 
+def test_heads_that_write_nothing_are_cut_unless_they_are_looked_at(folder):
+    model, tokens = load_model(str(folder)), Rows().tokens
+    if branches(model.plain, "heads")[0].units == 1:
+        pytest.skip("its two heads share keys and values: there is one unit, which cannot go")
+    for branch in branches(model.plain, "heads"):
+        silence(branch, torch.tensor([False, True]))
+    expected = model.read(tokens, SITES)
+    choices = runtime.accelerate(model, tokens, SITES)
+    assert [(c.layer, c.run) for c in choices] == [(f"transformer.h.{b}.attn.c_proj", "cut") for b in (0, 1)]
+    found = model.read(tokens, SITES)
+    assert all(torch.allclose(found[site], expected[site], atol=1e-5) for site in SITES)
+
+
 def test_a_dense_model_runs_dense(folder):
     model = load_model(str(folder))
     assert runtime.accelerate(model, Rows().tokens) == []

@@ -8,7 +8,8 @@ import torch
 
 from saelab.core.errors import ConfigError, ModelError
 from saelab.models.subject import load_model
-from saelab.sparsity.folder import check_masks, load_masks
+from saelab.sparsity import runtime
+from saelab.sparsity.folder import check_masks, load_masks, load_quantised, write_model
 from saelab.sparsity.layers import linear_layers
 from saelab.sparsity.methods.structured import branches, silence
 from saelab.sparsity.recipe import Recipe
@@ -16,7 +17,7 @@ from saelab.sparsity.sparsify import sparsify
 from saelab.workflows.sparsify import SparsifyJob, run_sparsify
 from saelab.workflows.sparsity_curve import CurveJob, knee, run_curve
 from tests.made import saelab
-from tests.models.tiny import CONTEXT, VOCAB, tiny_gpt2, tiny_llama, tokenizer_for
+from tests.models.tiny import CONTEXT, VOCAB, _save, tiny_gpt2, tiny_llama, tokenizer_for
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -102,14 +103,45 @@ def test_cut_neurons_give_what_silenced_ones_give(folder, tmp_path):
     assert next(iter(done.config.values())) == sum(next(iter(kept.values()))).item()
 
 
-def test_silenced_heads_add_nothing(folder):
-    model = load_model(str(folder))
-    done = sparsify(model, Rows(), recipe(method={"name": "structured", "neurons": 0, "heads": 0.5}))
-    for branch in branches(model.plain, "heads"):
-        width = branch.unit
-        zero = [bool((branch.out.weight[:, h * width : (h + 1) * width] == 0).all()) for h in range(2)]
-        assert sorted(zero) == [False, True]
-    assert any("heads_kept" in layer.facts for layer in done.layers)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_llamas_heads_are_cut_and_gpt2s_are_zeroed(tmp_path, kv_heads):
+    """Both equal the model whose heads were zeroed by hand; the smaller Llama reads back from its folder."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    rows, keys = Rows(), {"method": {"name": "structured", "neurons": 0, "heads": 0.5}}
+    common = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 0}
+    llama = LlamaConfig(num_hidden_layers=2, hidden_size=16, intermediate_size=24, num_attention_heads=4,
+                        num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, **common)  # fmt: skip
+    gpt2 = GPT2Config(n_layer=2, n_embd=16, n_head=4, n_positions=CONTEXT, **common)
+    for kind, config in ((LlamaForCausalLM, llama), (GPT2LMHeadModel, gpt2)):
+        folder = _save(kind, config, tmp_path / kind.__name__)
+        tokenizer_for(folder)
+        whole, pruned = load_model(str(folder)), load_model(str(folder))
+        done = sparsify(pruned, rows, recipe(**keys))
+        units = branches(whole.plain, "heads")[0].units
+        assert all(layer.facts["heads_kept"] == units / 2 for layer in done.layers if layer.facts)
+        for branch, small in zip(branches(whole.plain, "heads"), branches(pruned.plain, "heads"), strict=True):
+            columns = small.out.weight.T
+            kept = [any(torch.equal(w, c) and c.any() for c in columns) for w in branch.out.weight.T]
+            silence(branch, torch.tensor(kept).view(units, -1).all(1))
+        expected = whole.logits(rows.tokens)
+        assert torch.allclose(pruned.logits(rows.tokens), expected, atol=1e-4)
+        if kind is LlamaForCausalLM:
+            assert done.config == {"head_dim": 4, "num_attention_heads": 2, "num_key_value_heads": kv_heads // 2}
+            write_model(pruned, tmp_path / "out", {}, {}, {"model": "x", "sparsity": done.sparsity, "recipe": {}})
+            again = load_model(str(tmp_path / "out"))
+            assert torch.equal(again.logits(rows.tokens), pruned.logits(rows.tokens))
+            assert again.width("blocks.0.attn.hook_z") == 8
+        else:
+            assert done.config == {}
+            runtime.accelerate(pruned, rows.tokens)
+            assert branches(pruned.plain, "heads")[0].out.shape[1] * 2 == branches(whole.plain, "heads")[0].out.shape[1]
+            assert torch.allclose(pruned.logits(rows.tokens), expected, atol=1e-4)
+
+
+def test_all_heads_cannot_go(folder):
+    with pytest.raises(ConfigError, match="heads is all of them"):
+        sparsify(load_model(str(folder)), Rows(), recipe(method={"name": "structured", "neurons": 0, "heads": 0.9}))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +172,11 @@ def test_the_folder_is_a_normal_model_with_masks(folder, text, tmp_path, keys):
         masks = load_masks(tmp_path / "sparse")
         assert all(torch.equal(masks[name], mask) for name, mask in done.masks.items())
         assert check_masks(again, masks) == []
+    if done.tensors:
+        quantised = load_quantised(tmp_path / "sparse")
+        assert set(quantised) == set(done.masks)
+        for layer in linear_layers(again.plain):
+            assert torch.equal(quantised[layer.name].dequantised(), layer.weight), layer.name
     assert report.cost["kl"] > 0
     assert again.tokenizer is not None
     assert saelab("show", tmp_path / "sparse") == 0
@@ -164,6 +201,7 @@ def test_an_unknown_layer_is_named_with_the_nearest(folder):
         (["--recipe.pattern", "3:5", "--recipe.sparsity", "0.5"], "pattern 3:5 means sparsity 0.4, not 0.5"),
         (["--recipe.pattern", "2:5"], "2:5 does not divide layer"),
         (["--recipe.method.name", "wandaa"], "wandaa"),
+        (["--recipe.sparsity", "0.5", "--recipe.include", "nowhere.*"], "no layer is called 'nowhere.*'"),
         (["--calibration", "empty.txt"], "empty"),
         (["--recipe", "configs/sparsity/nothing.yaml"], "not found: configs/sparsity/nothing.yaml"),
         (["--recipe.method.stepz", "3"], "unknown option '--recipe.method.stepz'"),

@@ -10,8 +10,10 @@ Our design: the outlier threshold is the quantile that gives the ``outliers`` sh
 min-max grids.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
@@ -203,17 +205,64 @@ class QuantisedLayer:
         return (there * self.group * self.bits + second + flags + outliers) / self.codes.numel()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is stored, as tensors (codes one byte each)."""
+        """Return what is stored: codes as packed bits, so that a file is as small as :meth:`bits_per_weight` says."""
         crow = torch.cat([torch.zeros(1, dtype=torch.int64), self.loud.sum(1).cumsum(0)])
+        rows, columns = self.codes.shape
         return {
-            "codes": self.codes,
-            "scale_codes": self.scales.codes,
+            "layout": torch.tensor([rows, columns, self.bits, self.scales.bits, self.group]),
+            "groups": pack_bits(self.there[:, :: self.group].to(torch.uint8), 1),
+            "codes": pack_bits(self.codes, self.bits),
+            "scale_codes": pack_bits(self.scales.codes, self.scales.bits),
             "scale_scale": self.scales.scale,
             "scale_low": self.scales.low,
-            "zero_codes": self.zeros.codes,
+            "zero_codes": pack_bits(self.zeros.codes, self.zeros.bits),
             "zero_scale": self.zeros.scale,
             "zero_low": self.zeros.low,
-            "outlier_rows": crow,
-            "outlier_columns": self.loud.nonzero()[:, 1],
+            "outlier_rows": crow.int(),
+            "outlier_columns": self.loud.nonzero()[:, 1].to(torch.int16 if columns < 2**15 else torch.int32),
             "outlier_values": self.loud_values,
         }
+
+    @staticmethod
+    def from_tensors(stored: Mapping[str, Tensor]) -> "QuantisedLayer":
+        """Read back what :meth:`tensors` stored; :meth:`dequantised` then gives the model's weights bit for bit."""
+        rows, columns, bits, second, group = stored["layout"].tolist()
+        shape = (columns // group, rows)
+        there = unpack_bits(stored["groups"], 1, (rows, columns // group)).bool().repeat_interleave(group, 1)
+        loud = torch.zeros(rows, columns, dtype=torch.bool)
+        counts = stored["outlier_rows"].long().diff()
+        loud[torch.arange(rows).repeat_interleave(counts), stored["outlier_columns"].long()] = True
+        levels = [
+            Level(
+                unpack_bits(stored[f"{name}_codes"], second, shape),
+                stored[f"{name}_scale"],
+                stored[f"{name}_low"],
+                second,
+            )
+            for name in ("scale", "zero")
+        ]
+        return QuantisedLayer(
+            codes=unpack_bits(stored["codes"], bits, (rows, columns)),
+            there=there,
+            loud=loud,
+            loud_values=stored["outlier_values"],
+            scales=levels[0],
+            zeros=levels[1],
+            bits=bits,
+            group=group,
+        )
+
+
+def pack_bits(codes: UInt8[Tensor, "..."], bits: int) -> UInt8[Tensor, "bits packed"]:
+    """Return numbers below ``2**bits`` as ``bits`` planes of one bit a number, eight to a byte."""
+    flat = codes.reshape(-1).numpy()
+    return torch.from_numpy(np.stack([np.packbits((flat >> plane) & 1) for plane in range(bits)]))
+
+
+def unpack_bits(planes: UInt8[Tensor, "bits packed"], bits: int, shape: tuple[int, int]) -> UInt8[Tensor, "a b"]:
+    """Undo :func:`pack_bits`."""
+    count = shape[0] * shape[1]
+    flat = np.zeros(count, dtype=np.uint8)
+    for plane in range(bits):
+        flat |= np.unpackbits(planes[plane].numpy(), count=count) << plane
+    return torch.from_numpy(flat).view(shape)

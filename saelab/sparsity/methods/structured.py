@@ -2,7 +2,12 @@
 
 The score of a neuron (head) is the mean norm of what it adds to the residual stream over the calibration tokens,
 E|a_j| ||W_out_j|| for a neuron. Which inputs of which layer belong together is a property of the layer that writes to
-the residual stream: its inputs are the MLP's neurons, or the heads' outputs side by side.
+the residual stream: its inputs are the MLP's neurons, or the heads' outputs side by side. Heads that share keys and
+values (grouped-query attention) go together.
+
+A smaller MLP, and in Llama's kind fewer heads, can be said in a model's config, so the folder holds smaller matrices.
+GPT-2's config cannot say fewer heads of the same width: there they are zeroed, and ``harvest --sparse auto`` cuts them
+out of the running model.
 """
 
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ from saelab.sparsity.layers import Layer, linear_layers
 
 
 class Structured(Config):
-    """Drop the neurons and heads that add least; MLPs are cut where the model's config can say so, heads are zeroed."""
+    """Drop the neurons and heads that add least; they are cut out where the model's config can say so, else zeroed."""
 
     name: Literal["structured"] = "structured"
     neurons: float = Field(default=0.25, ge=0, lt=1)
@@ -39,9 +44,14 @@ class Branch:
     out: Layer
     """The layer that writes to the residual stream; its inputs are the units."""
     into: tuple[Layer, ...]
-    """The layers whose outputs are the units' own (MLP), so that they can shrink too."""
+    """The layers whose outputs are the units' own, so that they can shrink too."""
     unit: int
-    """Inputs of ``out`` per unit: 1, or the width of a head."""
+    """Inputs of ``out`` per unit: 1, or the width of the heads that share keys and values."""
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return self.out.shape[1] // self.unit
 
 
 def branches(plain: nn.Module, kind: str) -> list[Branch]:
@@ -56,17 +66,20 @@ def branches(plain: nn.Module, kind: str) -> list[Branch]:
             into = [layers[f"{parent}.{n}"] for n in INTO if f"{parent}.{n}" in layers]
             found.append(Branch(kind, layer.block, layer, tuple(into), 1))
         if kind == "heads" and inside_attention and last in ("c_proj", "o_proj", "out_proj"):
-            heads = int(getattr(config, "num_attention_heads", 0) or config.n_head)
-            found.append(Branch(kind, layer.block, layer, (), layer.shape[1] // heads))
+            heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+            into = [layers[f"{parent}.{n}"] for n in ATTENTION_INTO if f"{parent}.{n}" in layers]
+            found.append(Branch(kind, layer.block, layer, tuple(into), layer.shape[1] // heads))
     if not found:
         raise ModelError(
-            f"{type(plain).__name__}: no {kind} were found; structured pruning knows GPT-2 and Llama kinds"
+            f"{type(plain).__name__}: no {kind} were found; saelab knows MLPs and attentions of GPT-2 and Llama kinds"
         )
     return found
 
 
 INTO = ("c_fc", "up_proj", "gate_proj", "fc_in", "fc1", "wi")
 """Names of the layers that make an MLP's neurons."""
+ATTENTION_INTO = ("c_attn", "q_proj", "k_proj", "v_proj")
+"""Names of the layers that make queries, keys and values; ``c_attn`` makes all three, one after the other."""
 
 
 class Contribution:
@@ -95,22 +108,49 @@ class Contribution:
 
 
 def silence(branch: Branch, kept: Bool[Tensor, " units"]) -> None:
-    """Zero what the units that go write (and, for neurons, what makes them), so that the shapes stay."""
-    wide = kept.repeat_interleave(branch.unit).to(branch.out.weight.device)
-    branch.out.weight.mul_(wide)
+    """Zero what the units that go write, and what makes them, so that the shapes stay."""
+    branch.out.weight.mul_(_spread(branch.out, kept, branch.out.shape[1]))
     for layer in branch.into:
+        wide = _spread(layer, kept, layer.shape[0])
         layer.weight.mul_(wide[:, None])
         if (bias := getattr(layer.module, "bias", None)) is not None:
             bias.data.mul_(wide)
 
 
-def shrink(branch: Branch, kept: Bool[Tensor, " neurons"]) -> None:
-    """Cut an MLP's matrices to the neurons that stay; its outputs are those of :func:`silence`, up to rounding."""
-    assert branch.unit == 1, "only neurons can be cut out"
-    index = kept.nonzero()[:, 0]
+def shrink(plain: nn.Module, branch: Branch, kept: Bool[Tensor, " units"]) -> None:
+    """Cut a branch's matrices to the units that stay; its outputs are those of :func:`silence`, up to rounding."""
+    attention: Any = plain.get_submodule(branch.out.name.rpartition(".")[0])
     for layer in branch.into:
-        _cut(layer, index, rows=True)
-    _cut(branch.out, index, rows=False)
+        _cut(layer, _spread(layer, kept, layer.shape[0]).nonzero()[:, 0], rows=True)
+    _cut(branch.out, _spread(branch.out, kept, branch.out.shape[1]).nonzero()[:, 0], rows=False)
+    if branch.kind == "heads":
+        # GPT-2 splits c_attn's output at a width of its own; the heads' number follows from the shapes everywhere.
+        if hasattr(attention, "split_size"):
+            attention.split_size = branch.out.shape[1]
+        if hasattr(attention, "num_heads"):
+            attention.num_heads = attention.num_heads * int(kept.sum()) // len(kept)
+
+
+def smaller(config: Any, branch: Branch, kept: int) -> dict[str, Any] | None:
+    """Return the changes to a model's config that say "``kept`` units"; None when it cannot say it."""
+    if not branch.into:
+        return None
+    if branch.kind == "neurons":
+        attribute = next((a for a in ("n_inner", "intermediate_size") if hasattr(config, a)), None)
+        return None if attribute is None else {attribute: kept}
+    # Only a config with the heads' width in it can have fewer heads than the model's width has room for.
+    if not all(hasattr(config, a) for a in ("head_dim", "num_attention_heads", "num_key_value_heads")):
+        return None
+    width = branch.out.shape[1] // config.num_attention_heads
+    group = config.num_attention_heads // config.num_key_value_heads
+    return {"head_dim": width, "num_attention_heads": kept * group, "num_key_value_heads": kept}
+
+
+def _spread(layer: Layer, kept: Bool[Tensor, " units"], width: int) -> Bool[Tensor, " width"]:
+    """Say for each input or output of a layer whether its unit stays."""
+    parts = 3 if layer.name.endswith("c_attn") else 1
+    wide = kept.repeat_interleave(width // parts // len(kept)).repeat(parts)
+    return wide.to(layer.weight.device)
 
 
 def _cut(layer: Layer, index: Tensor, rows: bool) -> None:
