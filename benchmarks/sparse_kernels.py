@@ -28,7 +28,7 @@ from saelab.core.progress import set_progress
 from saelab.kernels.decode import decode
 from saelab.kernels.n_of_m import pack, packed_linear
 from saelab.kernels.spmm import SparseWeight, spmm
-from saelab.sparsity.core_neurons import core_neurons
+from saelab.sparsity.core_neurons import core_sets
 from saelab.sparsity.pattern import NofM
 
 SHAPES = ((768, 192), (192, 768), (3072, 768), (768, 3072))
@@ -101,8 +101,7 @@ def slices(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         def sliced(beta: float, x: Any = x, into: Any = into, out: Any = out, mlp: Any = mlp) -> Any:
             h = F.gelu(F.linear(x[:, :prefix], into))
             parts = [F.linear(h, out.T)]
-            for row, activations in zip(x, h, strict=True):
-                core = core_neurons(activations, 0.05, beta)
+            for row, core in zip(x, core_sets(h, 0.05, beta), strict=True):
                 parts.append(mlp(row[None, prefix:], into[core], out[core]))
             return parts
 

@@ -187,9 +187,9 @@ def harvest_table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             cost = measure(dense, model, held_out)
             facts |= {"loss": cost.loss_sparse, "kl": cost.kl}
             models["dense"][2]["loss"] = cost.loss_dense
-            ran = sum(choice.run != "dense" for choice in accelerate(model, tokens, [site]))
-            cut = sum(layer.weight.shape != other.weight.shape for layer, other in shapes(model, dense))
-            facts["changed"] = max(ran, cut)
+            pairs = zip(linear_layers(model.plain), linear_layers(dense.plain), strict=True)
+            cut = sum(layer.shape != other.shape for layer, other in pairs)
+            facts["changed"] = cut + sum(choice.run != "dense" for choice in accelerate(model, tokens, [site]))
         models[name] = (model, keys if isinstance(keys, CoreConfig) else None, facts)
     positions = sum(batch.tokens.numel() for batch in rows.batches(16))
 
@@ -205,12 +205,6 @@ def harvest_table(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         {**facts, "tokens/s": positions / times[name], "of dense": times["dense"] / times[name]}
         for name, (_, _, facts) in models.items()
     ]
-
-
-def shapes(model: Any, dense: Any) -> list[tuple[Any, Any]]:
-    """Return the layers of two models that are still linear layers in both, side by side."""
-    there = {layer.name: layer for layer in linear_layers(dense.plain)}
-    return [(layer, there[layer.name]) for layer in linear_layers(model.plain) if layer.name in there]
 
 
 def main() -> None:

@@ -149,7 +149,7 @@ class CoreNeurons(Result):
         )
 
     def layer_frame(self) -> "pd.DataFrame":
-        """One row per layer: stability, and the share of neurons that change (``_other``: the control)."""
+        """One row per layer: stability, and the share of neurons that change (``other``: the control)."""
         import pandas as pd
 
         changes = {part.layer: part for part in self.change}
@@ -158,7 +158,7 @@ class CoreNeurons(Result):
             row: dict[str, Any] = vars(part).copy()
             found = changes[part.layer]
             for k, share in enumerate(CHANGES):
-                row |= {f"change>{share:g}": found.changed[k], f"change>{share:g}_other": found.changed_other[k]}
+                row |= {f">{share:g}": found.changed[k], f">{share:g} other": found.changed_other[k]}
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -294,7 +294,8 @@ def _speed(model: Any, tokens: Tensor, config: CoreConfig, rounds: int) -> float
 
 def _stability(activations: _Activations, layer: int, config: CoreConfig, order: Tensor) -> LayerStability:
     width = activations.rows[0][layer].shape[1]
-    first, second = [], []
+    first: list[Tensor] = []
+    second: list[Tensor] = []
     for row in activations.rows:
         middle = row[layer].shape[0] // 2
         for half, into in ((row[layer][:middle], first), (row[layer][middle:], second)):

@@ -22,10 +22,10 @@ def _core_neurons(job: CoreNeuronsJob, out: str | None, force: bool, as_json: bo
     )
     console.out.print(console.frame_table(title, result.to_frame()))
     layers = result.layer_frame()
-    stable = layers[[c for c in layers if not c.startswith("change")]]
+    stable = layers[[c for c in layers if not str(c).startswith(">")]]
     title = f"core neurons shared by halves of texts (alpha {job.alphas[0]:g}, beta {job.betas[0]:g})"
     console.out.print(console.frame_table(title, stable))
-    changed = layers[["layer", *(c for c in layers if c.startswith("change"))]]
+    changed = layers[["layer", *(c for c in layers if str(c).startswith(">"))]]
     title = "neurons that change from a token to the next by more than a share of the RMS, and between texts"
     console.out.print(console.frame_table(title, changed))
 

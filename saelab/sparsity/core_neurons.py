@@ -42,19 +42,20 @@ class CoreConfig(Config):
     """Tokens at the start of each row that run whole and choose the neurons."""
 
 
-def core_counts(h: Float[Tensor, "t width"], alpha: float) -> Float[Tensor, " width"]:
-    """Return on how many tokens each neuron is core, plus less than one half: its mean magnitude, to break ties."""
+def core_sets(h: Float[Tensor, "b t width"], alpha: float, beta: float) -> Int[Tensor, "b kept"]:
+    """Return each text's core neurons, in rising order, from the activations ``h`` of some of its tokens."""
     strength = h.abs().float()
-    taken = strength.topk(_count(alpha, h.shape[1]), dim=1, sorted=False).indices
-    counts = torch.bincount(taken.flatten(), minlength=h.shape[1]).to(strength)
-    mean = strength.mean(0)
-    return counts + 0.49 * mean / mean.max().clamp_min(1e-30)
+    taken = strength.topk(_count(alpha, h.shape[2]), dim=2, sorted=False).indices.flatten(1)
+    mean = strength.mean(1)
+    # Less than one half, so that it only orders neurons that are core on equally many tokens.
+    counts = 0.49 * mean / mean.amax(1, keepdim=True).clamp_min(1e-30)
+    counts.scatter_add_(1, taken, torch.ones_like(taken, dtype=counts.dtype))
+    return counts.topk(_count(beta, h.shape[2]), dim=1, sorted=False).indices.sort(dim=1).values
 
 
 def core_neurons(h: Float[Tensor, "t width"], alpha: float, beta: float) -> Int[Tensor, " kept"]:
-    """Return the core neurons of a text, in rising order, from the activations ``h`` of some of its tokens."""
-    kept = core_counts(h, alpha).topk(_count(beta, h.shape[1]), sorted=False).indices
-    return kept.sort().values
+    """Return the core neurons of one text."""
+    return core_sets(h[None], alpha, beta)[0]
 
 
 def _count(share: float, width: int) -> int:
@@ -98,7 +99,7 @@ def core_cost(
     model: Any, config: CoreConfig, batches: Iterable[Any], fixed: Mapping[str, Tensor] | None = None
 ) -> Cost:
     """Measure loss and KL of the predictions after the prefix. Raises :class:`TextError` when there are none."""
-    return measure(model, _OnCore(model, config, fixed), after_prefix(batches, config.prefix))
+    return measure(model, _OnCore(model, config, fixed), after_prefix(batches, config.prefix), bar=False)
 
 
 class _OnCore:
@@ -189,8 +190,9 @@ def _install(plain: nn.Module, branch: Branch, config: CoreConfig, fixed: Tensor
             return start
         h, parts = out.seen, []
         assert h is not None, "the MLP did not come by its last layer"
-        for row, activations in zip(x[:, config.prefix :], h, strict=True):
-            choose(core_neurons(activations, config.alpha, config.beta) if fixed is None else fixed)
+        sets = core_sets(h, config.alpha, config.beta) if fixed is None else fixed.expand(len(x), -1)
+        for row, neurons in zip(x[:, config.prefix :], sets, strict=True):
+            choose(neurons)
             parts.append(whole(row[None]))
         choose(None)
         return torch.cat([start, torch.cat(parts)], dim=1)

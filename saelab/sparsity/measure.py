@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,10 +47,13 @@ class Cost:
 
 
 @torch.no_grad()
-def measure(dense: Any, sparse: Any, batches: Iterable[Any], total: int | None = None) -> Cost:
-    """Run two subject models over token batches. Raises :class:`TextError` when there is nothing to predict."""
+def measure(dense: Any, sparse: Any, batches: Iterable[Any], total: int | None = None, *, bar: bool = True) -> Cost:
+    """Run two subject models over token batches; ``bar``: show progress, in tokens of ``total``.
+
+    Raises :class:`TextError` when there is nothing to predict.
+    """
     sums, n = torch.zeros(3, dtype=torch.float64), 0
-    with progress("measure", total, "tokens") as bar:
+    with progress("measure", total, "tokens") if bar else nullcontext() as shown:
         for batch in batches:
             keep = batch.keep[:, 1:].reshape(-1)
             targets = batch.tokens[:, 1:].reshape(-1)[keep]
@@ -58,7 +62,8 @@ def measure(dense: Any, sparse: Any, batches: Iterable[Any], total: int | None =
             kl = F.kl_div(logs[1], logs[0], log_target=True, reduction="sum")
             sums += torch.stack([*losses, kl]).double().cpu()
             n += len(targets)
-            bar.advance(int(batch.tokens.numel()))
+            if shown is not None:
+                shown.advance(int(batch.tokens.numel()))
     if n == 0:
         raise TextError("the text has no token to predict; give more text")
     return Cost(n, *(float(value) / n for value in sums))

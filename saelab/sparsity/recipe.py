@@ -1,8 +1,8 @@
 """A recipe: method, pattern, allocation and layers. One YAML file in ``configs/sparsity/`` each."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from saelab.core.config import Config
 from saelab.sparsity.methods import AnyMethod, Magnitude, Method, Wanda
@@ -27,6 +27,11 @@ class Recipe(Config):
     """Layers to leave alone; embeddings, norms, biases and the unembedding always are."""
     calibration_tokens: int = Field(default=32_768, gt=0)
     """Positions of calibration text to run."""
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _agree(self) -> "Recipe":

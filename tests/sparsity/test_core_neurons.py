@@ -152,7 +152,7 @@ def test_a_lossy_harvest_says_so_and_resumes(folder, text, tmp_path):
     assert lossy["how"] == "core neurons"
     assert lossy["beta"] == 0.5
     assert lossy["kl"] > 0
-    assert run_harvest(job, tmp_path / "core", resume=True)["n_rows"] == 600
+    assert run_harvest(job, tmp_path / "core", resume=True).n_rows == 600
     run_harvest(job.model_copy(update={"sparse": "off"}), tmp_path / "dense")
     assert "lossy" not in json.loads((tmp_path / "dense" / "manifest.json").read_text())
     assert saelab("harvest", folder, "--text", text, "--sites", "blocks.1.mlp.hook_post", "--sparse", "core",

@@ -80,7 +80,7 @@ def test_heads_that_write_nothing_are_cut_unless_they_are_looked_at(folder):
         silence(branch, torch.tensor([False, True]))
     expected = model.read(tokens, SITES)
     choices = runtime.accelerate(model, tokens, SITES)
-    assert [(c.layer, c.run) for c in choices] == [(f"transformer.h.{b}.attn.c_proj", "cut") for b in (0, 1)]
+    assert [c.layer for c in choices if c.run == "cut"] == [f"transformer.h.{b}.attn.c_proj" for b in (0, 1)]
     found = model.read(tokens, SITES)
     assert all(torch.allclose(found[site], expected[site], atol=1e-5) for site in SITES)
 

@@ -56,6 +56,8 @@ def results(made, model, grid, tmp_path_factory):
         "sparsify": saelab.sparsify(model, {"method": {"name": "magnitude"}, "sparsity": 0.5}, text=text,
                                     calibration=text, eval_tokens=512, out=out / "sparse"),
         "lazy_neurons": saelab.lazy_neurons(model, sae=sae, text=text, max_tokens=500, curve_tokens=200),
+        "core_neurons": saelab.core_neurons(model, text=text, max_tokens=500, prefix=16, alphas=[0.05], betas=[0.5],
+                                            rounds=1),
         "circuits.find": saelab.circuits.find("induction", "induction-trained", n_random=3, **induction),
         "circuits.heads": saelab.circuits.heads("induction", "induction-trained", pooling="last", n=8),
         "circuits.compare": saelab.circuits.compare("induction", "induction-trained", pooling="last",
