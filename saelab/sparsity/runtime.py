@@ -145,7 +145,7 @@ def _looked_into(branch: Branch, sites: Sequence[str]) -> bool:
 
 
 def _branches(model: Any, kinds: Sequence[str] = ("neurons", "heads")) -> list[Branch]:
-    found = []
+    found: list[Branch] = []
     for kind in kinds:
         with suppress(ModelError):  # an architecture whose MLPs or attentions are not known
             found += branches(model.plain, kind)
