@@ -27,29 +27,27 @@ from saelab.models.text import open_text
 from saelab.workflows.pretrain import PretrainJob, run_pretrain
 
 RESULTS = Path(__file__).parent / "results" / "sparse_training.jsonl"
-STEPS = 400
-EVERY = 20  # steps between mask changes: 1 in 20 of the training
+STEPS = 300
+EVERY = 15  # steps between mask changes: 1 in 20 of the training
 MODEL: dict[str, Any] = {
     "vocab_size": 512, "n_layers": 2, "d_model": 64, "n_heads": 4, "context": 64, "steps": STEPS, "batch_rows": 16,
-    "micro_rows": 16, "lr": 5e-3, "warmup_steps": 20, "precision": "float32", "save_dtype": "float32",
+    "micro_rows": 16, "lr": 2.5e-3, "warmup_steps": 40, "precision": "float32", "save_dtype": "float32",
     "eval_every": STEPS, "checkpoint_every": STEPS,
 }  # fmt: skip
 GROW = {"name": "drop-and-grow", "every": EVERY}
 STATIC = {"score": "random", "allocation": "erk"}
 UNSTRUCTURED: dict[str, dict[str, Any]] = {
-    "random, uniform": {"score": "random"},
     "random, ERK": STATIC,
     "SNIP": {"score": "sensitivity", "allocation": "global"},
     "one shot at 25 %": {"allocation": "global", "schedule": {"name": "once", "at": 0.25}},
     "gradual, 25 to 75 %": {"schedule": {"name": "cubic", "every": EVERY}},
-    "gradual, global": {"allocation": "global", "schedule": {"name": "cubic", "every": EVERY}},
     "SET": {**STATIC, "schedule": {**GROW, "grow": "random", "anneal": "constant"}},
     "RigL": {**STATIC, "schedule": {**GROW, "grow": "gradient"}},
     "sparse momentum": {**STATIC, "schedule": {**GROW, "grow": "momentum", "share": True}},
     "exploration": {**STATIC, "schedule": {**GROW, "grow": "explore"}},
     "SR-STE, per layer": {"schedule": {"name": "refresh", "every": 5}, "gradient": {"name": "sr-ste"}},
-    "lottery ticket (IMP)": {"allocation": "global", "cycles": {"rounds": 3, "rewind": 0.05}},
 }
+TICKET = {"allocation": "global", "cycles": {"rounds": 3, "rewind": 0.05}}
 SOUP = {"allocation": "global", "cycles": {"rounds": 2, "rewind": None, "copies": 3, "decay_factor": 3}}
 ALONE = {"allocation": "global", "cycles": {"rounds": 2, "rewind": None}}
 REFRESH = {"name": "refresh"}
@@ -74,6 +72,8 @@ def plan() -> Iterator[tuple[str, str, dict[str, Any] | None]]:
     for target, sparsity in (("90 %", 0.9), ("80 %", 0.8)):
         for name, recipe in UNSTRUCTURED.items():
             yield target, name, {**recipe, "sparsity": sparsity}
+    for target, sparsity in (("90 %", 0.9), ("80 %", 0.8)):
+        yield target, "lottery ticket (IMP)", {**TICKET, "sparsity": sparsity}
     yield "90 %", "retrained, one model", {**ALONE, "sparsity": 0.9}
     yield "90 %", "soup of 3", {**SOUP, "sparsity": 0.9}
 

@@ -190,7 +190,8 @@ def recipes() -> Iterator[str]:
     yield (
         "The YAML files in `configs/`; they are part of the package, so `saelab train configs/relu.yaml` works in any "
         "folder. Any key can be overridden on the command line. Those in `configs/sparsity/` are for `saelab "
-        "sparsify --recipe`. Made from the files.\n"
+        "sparsify --recipe`, those in `configs/sparsity/training/` for `--sparsity` of `saelab pretrain` and `saelab "
+        "train`. Made from the files.\n"
     )
     for path in recipe_files():
         yield f"## {path.relative_to(ROOT / 'configs')}\n\n{about(path)}\n"
