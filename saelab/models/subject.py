@@ -171,6 +171,30 @@ class SubjectModel:
                 warnings.filterwarnings("ignore", message="A forward hook edited")
                 return cast(Tensor, self.bridge.run_with_hooks(tokens, fwd_hooks=hooks))
 
+    def losses_after(self, head: Int[Tensor, " h"], tails: Int[Tensor, "n t"]) -> Float[Tensor, "n t"]:
+        """Return the loss (nats) of each token of n texts, every text read after the same head of one token or more.
+
+        The head runs once: the texts share its keys and values. A model that keeps none reads it before each text.
+        """
+        head, tails = self._check(head[None]), self._check(tails)
+        if head.shape[1] + tails.shape[1] > self.n_ctx:
+            raise ModelError(
+                f"a head of {head.shape[1]} tokens and texts of {tails.shape[1]} do not fit the context of "
+                f"{self.name}, which is {self.n_ctx}; cut the texts"
+            )
+        with torch.no_grad():
+            first = self.plain(head, use_cache=True)
+            cache = getattr(first, "past_key_values", None)
+            if hasattr(cache, "batch_repeat_interleave"):
+                logits = first.logits[:, -1:].expand(len(tails), -1, -1)
+                if tails.shape[1] > 1:
+                    cache.batch_repeat_interleave(len(tails))
+                    rest = self.plain(tails[:, :-1], past_key_values=cache, use_cache=True).logits
+                    logits = torch.cat([logits, rest], 1)
+            else:
+                logits = call(self.plain, torch.cat([head.expand(len(tails), -1), tails], 1))[:, head.shape[1] - 1 : -1]
+            return nn.functional.cross_entropy(logits.float().transpose(1, 2), tails, reduction="none")
+
     def splice(
         self,
         dictionary: Codec | Mapping[str, Codec],

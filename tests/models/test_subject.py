@@ -155,6 +155,36 @@ def test_the_gradient_is_that_of_the_summed_loss(model: SubjectModel, site: str)
     assert gradients[site].dtype == torch.float32
 
 
+def test_losses_after_a_head_are_those_of_the_whole_text(model: SubjectModel) -> None:
+    head, tails = tokens(1, 5)[0], tokens(4, CONTEXT - 5).flip(1)
+    whole = torch.cat([head.expand(4, -1), tails], 1)
+    expected = torch.nn.functional.cross_entropy(
+        model.logits(whole)[:, 4:-1].transpose(1, 2), whole[:, 5:], reduction="none"
+    )
+    found = model.losses_after(head, tails)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.losses_after(head, tails[:, :1]), found[:, :1])
+    assert not found.requires_grad
+    blocks = calls(model, lambda: model.losses_after(head, tails))
+    assert blocks == 2 * (N_LAYERS + 1)  # the head, and all texts at once
+    with pytest.raises(ModelError, match="do not fit the context"):
+        model.losses_after(head, tokens(2, CONTEXT - 4))
+
+
+def test_losses_after_a_head_without_a_cache(model: SubjectModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, tails = tokens(1, 3)[0], tokens(2, 6)
+    expected = model.losses_after(head, tails)
+    plain = model.plain.forward
+
+    def forgetful(*args: object, **options: object) -> object:
+        out = plain(*args, **options)
+        out.past_key_values = None
+        return out
+
+    monkeypatch.setattr(model.plain, "forward", forgetful)
+    torch.testing.assert_close(model.losses_after(head, tails), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_bad_tokens_are_one_line(model: SubjectModel) -> None:
     with pytest.raises(ModelError, match="13 tokens do not fit the context"):
         model.logits(tokens(1, CONTEXT + 1))

@@ -14,9 +14,10 @@ from saelab.analysis.autointerp.scorers import (
     IntruderScorer,
     SurfaceScorer,
     SurprisalScorer,
+    losses,
 )
 from saelab.analysis.autointerp.scorers.base import ScoringConfig
-from saelab.analysis.autointerp.scorers.losses import mean_losses
+from saelab.analysis.autointerp.scorers.losses import mean_losses, mean_losses_after
 from saelab.core.errors import ConfigError
 from saelab.features.explanations import Explanation
 from tests.analysis.autointerp.planted import DENSE, WORDS, Planted, PositionModel, corpus, truth
@@ -149,6 +150,11 @@ class Counting(FakeModel):
             x = replace[SITE](x)
         return 5.0 * (seen > 0).float() + x @ self.steer
 
+    def losses_after(self, head, tails):
+        tokens = torch.cat([head.expand(len(tails), -1), tails], 1)
+        logits = self.logits(tokens)[:, len(head) - 1 : -1]
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tails, reduction="none")
+
     steer = torch.zeros(6, WORDS)
 
 
@@ -176,6 +182,17 @@ def test_mean_losses_are_those_of_one_row_at_a_time(store):
         log_p = model.logits(torch.tensor([ids]))[0].log_softmax(-1)
         expected = -np.mean([float(log_p[k - 1, ids[k]]) for k in range(len(ids) - count, len(ids))])
         assert loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_mean_losses_after_are_those_of_one_row_at_a_time(store, monkeypatch):
+    model = Counting(store)
+    generator = np.random.default_rng(1)
+    head = generator.integers(1, WORDS, 9).tolist()
+    tails = [generator.integers(1, WORDS, m).tolist() for m in (5, 1, 30, 5, 12)]
+    expected = mean_losses(model, [(head, tail) for tail in tails])
+    assert mean_losses_after(model, head, tails) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr(losses, "LOGIT_BYTES", 4 * WORDS * 12)  # a batch of one, or of two short ones
+    assert mean_losses_after(model, head, tails) == pytest.approx(expected, abs=1e-5)
 
 
 def test_intervention_reaches_the_kl_and_finds_the_word_that_is_written(store, words):

@@ -1,4 +1,4 @@
-"""Loss of the end of a text after its beginning, many texts in one forward pass."""
+"""Loss of the end of a text after its beginning, many texts in one forward pass: beginnings of their own, or shared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,4 +38,19 @@ def mean_losses(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> list
         table = loss.view(targets.shape).cpu().numpy()
         for k, values, (ids, count) in zip(part, table, cut, strict=True):
             losses[k] = float(values[len(ids) - count - first : len(ids) - first].mean())
+    return losses
+
+
+def mean_losses_after(model: Any, head: list[int], tails: Sequence[list[int]]) -> list[float]:
+    """Mean loss (nats) of each text after one head, which runs once for all texts of a forward pass."""
+    losses = [0.0] * len(tails)
+    order = sorted(range(len(tails)), key=lambda k: len(tails[k]))
+    while order:
+        width = len(tails[order[-1]])
+        count = max(1, LOGIT_BYTES // (4 * model.d_vocab * width))
+        part, order = order[-count:], order[:-count]
+        tokens = torch.tensor([tails[k] + [0] * (width - len(tails[k])) for k in part])
+        table = model.losses_after(torch.tensor(head), tokens).cpu().numpy()
+        for k, values in zip(part, table, strict=True):
+            losses[k] = float(values[: len(tails[k])].mean())
     return losses

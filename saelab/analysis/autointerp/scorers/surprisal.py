@@ -15,7 +15,7 @@ import numpy as np
 
 from saelab.analysis.autointerp.examples import Corpus, FeatureExamples
 from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, draws, make_score, two_samples
-from saelab.analysis.autointerp.scorers.losses import mean_losses
+from saelab.analysis.autointerp.scorers.losses import mean_losses_after
 from saelab.features.explanations import Explanation, Score
 
 BEGINNING = "Text with: numbers\n1, 2, 3, 14, 159\n\nText with: {}\n"
@@ -35,26 +35,22 @@ class SurprisalScorer:
         self._neutral: dict[int, float] = {}
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """Score explanations, the windows of many features in each forward pass."""
+        """Score explanations; the windows of a feature share the forward pass of what stands before them."""
         chosen = [(examples, explanation, *self._windows(examples)) for examples, explanation in items]
         corpus = items[0][0].score.corpus if items else None
         if corpus is None:
             return []
         needed = {w for *_, high, low in chosen for w in (*high, *low)} - self._neutral.keys()
         neutral = sorted(needed)
-        head = self._head(NEUTRAL, corpus)
-        losses = mean_losses(self.model, [(head, self._ids(corpus, w)) for w in neutral])
+        losses = mean_losses_after(self.model, self._head(NEUTRAL), [self._ids(corpus, w) for w in neutral])
         self._neutral |= dict(zip(neutral, losses, strict=True))
-        rows = []
-        for _, explanation, high, low in chosen:
-            head = self._head(explanation.text if explanation else "", corpus)
-            rows += [(head, self._ids(corpus, w)) for w in (*high, *low)]
-        after = iter(mean_losses(self.model, rows))
         scores = []
         for examples, explanation, high, low in chosen:
-            plus = np.array([self._neutral[w] - next(after) for w in high])
-            minus = np.array([self._neutral[w] - next(after) for w in low])
-            scores.append(self._score(examples, explanation, plus, minus))
+            windows = [*high, *low]
+            head = self._head(explanation.text if explanation else "")
+            losses = mean_losses_after(self.model, head, [self._ids(corpus, w) for w in windows])
+            gains = np.array([self._neutral[w] for w in windows]) - losses
+            scores.append(self._score(examples, explanation, gains[: len(high)], gains[len(high) :]))
         return scores
 
     def _score(
@@ -78,20 +74,22 @@ class SurprisalScorer:
             found.append(sample.windows[np.sort(generator.choice(len(sample), count, replace=False))].tolist())
         return found[0], found[1]
 
-    def _head(self, text: str, corpus: Corpus) -> list[int]:
-        """Token ids before a window, cut at the front of the description so that the window fits."""
+    def _head(self, text: str) -> list[int]:
+        """Token ids before a window; the end of a long description is cut, so that half of the context is left."""
         tokenizer = self.model.tokenizer
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         before, after = (self._encode(part) for part in BEGINNING.split("{}"))
-        room = min(LONGEST, self.model.n_ctx - corpus.windows.length - len(bos) - len(before) - len(after))
-        return [*bos, *before, *self._encode(text)[: max(room, 0)], *after]
+        room = min(LONGEST, self.model.n_ctx // 2 - len(bos) - len(before) - len(after))
+        head = [*bos, *before, *self._encode(text)[: max(room, 0)], *after]
+        return head[-(self.model.n_ctx - self.model.n_ctx // 2) :]
 
     def _ids(self, corpus: Corpus, window: int) -> list[int]:
-        """Token ids of a window: the store's own when the model is the one that it was built with."""
+        """Token ids of a window, as many as half of the context: the store's own when its model is this one."""
         if corpus.store.manifest.get("model_fingerprint") == self.model.fingerprint:
             own: list[int] = corpus.window_ids(window).tolist()
-            return own
-        return self._encode(corpus.window_text(window))
+        else:
+            own = self._encode(corpus.window_text(window))
+        return own[: self.model.n_ctx // 2]
 
     def _encode(self, text: str) -> list[int]:
         clean = text.encode("utf-8", "replace").decode("utf-8")
