@@ -3,25 +3,29 @@
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from saelab.analysis.autointerp import prompts
 from saelab.analysis.autointerp.client import HttpJudge, JudgeConfig
+from saelab.analysis.autointerp.embedders import CharacterEmbedder
+from saelab.analysis.autointerp.examples import Corpus
 from saelab.analysis.autointerp.explainers.language_model import LanguageModelExplainer, levels, strong
 from saelab.analysis.autointerp.explainers.token_set import TokenSetExplainer
 from saelab.analysis.autointerp.judge import Reply
 from saelab.analysis.autointerp.scorers import (
     DetectionScorer,
+    EmbeddingScorer,
     FuzzingScorer,
     IntruderScorer,
     SimulationScorer,
 )
-from saelab.analysis.autointerp.scorers.base import ScoringConfig
+from saelab.analysis.autointerp.scorers.base import ScoringConfig, wording
 from saelab.analysis.autointerp.scorers.detection import chances_of
 from saelab.analysis.autointerp.scorers.fuzzing import WRONG
-from tests.analysis.autointerp.planted import DENSE, INJECTION, texts_of, truth, word_of
+from tests.analysis.autointerp.planted import DENSE, INJECTION, SMALL, texts_of, truth, word_of
 from tests.analysis.autointerp.server import serve
 
 CONFIG = ScoringConfig()
@@ -271,6 +275,21 @@ def test_token_set_is_the_word_and_its_rule_is_perfect(small):
         assert scorer.score([(examples[0], truth(0))]) == []  # a sentence has no rule
         swapped = scorer.score([(examples[0], found[1])])[0]
         assert swapped.value < 0.7
+
+
+def test_models_read_the_tokens_of_a_set_as_they_are_in_texts(small):
+    examples = [small.examples(i) for i in range(DENSE)]
+    found = TokenSetExplainer().explain(examples)
+    assert wording((examples[0], found[0])) == " w10"
+    line = replace(found[0], text="“⏎”", detail={"tokens": [4, 11]})
+    assert wording((examples[0], line)) == " << >>  w11"
+    assert wording((examples[0], truth(0))) == "the word w10."
+    assert wording((examples[0], None)) == ""
+    own = Corpus(small.store, SMALL)
+    own.embedder = CharacterEmbedder(own.texts)
+    pairs = [(own.examples(e.feature), e) for e in found]
+    scores = EmbeddingScorer(CONFIG, own.embedder).score(pairs)
+    assert np.mean([score.value for score in scores]) > 0.9
 
 
 def test_levels_and_strength():

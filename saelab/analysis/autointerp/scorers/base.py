@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from saelab.analysis.autointerp.examples import ACTIVE, FeatureExamples
+from saelab.analysis.autointerp.explainers.token_set import SHOWN
 from saelab.analysis.autointerp.intervals import Estimate, auc, balanced
 from saelab.core.config import Config
 from saelab.features.explanations import Explanation, Score
@@ -179,6 +180,25 @@ def windows_of(examples: FeatureExamples) -> list[tuple[Any, int, bool]]:
     return [(examples.score, k, True) for k in range(len(examples.score))] + [
         (examples.negatives, k, False) for k in range(len(examples.negatives))
     ]
+
+
+def tokens_of(explanation: Explanation | None) -> np.ndarray | None:
+    """Token ids of a token-set explanation; None for any other."""
+    tokens = explanation.detail.get("tokens") if explanation is not None else None
+    return np.asarray(tokens, np.int64) if isinstance(tokens, list | tuple) else None
+
+
+def wording(item: Item) -> str:
+    """What a model or an embedder reads: the words of an explanation; of a token set its tokens as they are in texts.
+
+    (In the words of a token set tokens stand in quotation marks, and a newline as a sign: neither is in any text.)
+    """
+    examples, explanation = item
+    tokens = tokens_of(explanation)
+    if tokens is None:
+        return explanation.text if explanation is not None else ""
+    strings = examples.score.corpus.strings
+    return " ".join(strings[token] for token in tokens[:SHOWN].tolist())
 
 
 def kind_of(sample: Any, k: int) -> str:

@@ -18,9 +18,10 @@ from saelab.analysis.autointerp.scorers.base import (
     draws,
     grade,
     kind_of,
+    tokens_of,
     windows_of,
 )
-from saelab.features.explanations import Explanation, Score
+from saelab.features.explanations import Score
 
 RULE = "token rule"
 """Name of the judge that applies a token set by itself."""
@@ -47,12 +48,6 @@ def answers(reply: Reply, count: int) -> list[tuple[bool | None, float]]:
     if labels is None:
         return [(None, float("nan"))] * count
     return [(bool(label), chance) for label, chance in zip(labels, chances_of(reply, count), strict=True)]
-
-
-def tokens_of(explanation: Explanation | None) -> np.ndarray | None:
-    """Token ids of a token-set explanation; None for any other."""
-    tokens = explanation.detail.get("tokens") if explanation is not None else None
-    return np.asarray(tokens, np.int64) if isinstance(tokens, list | tuple) else None
 
 
 class DetectionScorer:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saelab.analysis.autointerp.embedders import Embedder
-from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, ranked
+from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, ranked, wording
 from saelab.features.explanations import Score
 
 
@@ -21,7 +21,7 @@ class EmbeddingScorer:
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         """Score explanations."""
-        queries = self.embedder.queries([explanation.text if explanation else "" for _, explanation in items])
+        queries = self.embedder.queries([wording(item) for item in items])
         scores = []
         for (examples, explanation), query in zip(items, queries, strict=True):
             windows = np.concatenate([examples.score.windows, examples.negatives.windows])

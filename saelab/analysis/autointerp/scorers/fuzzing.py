@@ -19,8 +19,8 @@ from saelab.analysis.autointerp import prompts
 from saelab.analysis.autointerp.examples import FeatureExamples, Sample
 from saelab.analysis.autointerp.explainers.language_model import strong
 from saelab.analysis.autointerp.judge import Judge, Request, ask_all
-from saelab.analysis.autointerp.scorers.base import Item, Judgement, ScoringConfig, draws, grade
-from saelab.analysis.autointerp.scorers.detection import RULE, answers, tokens_of
+from saelab.analysis.autointerp.scorers.base import Item, Judgement, ScoringConfig, draws, grade, tokens_of
+from saelab.analysis.autointerp.scorers.detection import RULE, answers
 from saelab.features.explanations import Score
 
 WRONG = "wrong tokens"

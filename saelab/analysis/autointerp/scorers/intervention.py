@@ -25,7 +25,7 @@ from saelab.analysis.autointerp.examples import Corpus
 from saelab.analysis.autointerp.intervals import mean, proportion
 from saelab.analysis.autointerp.judge import Judge, Request, ask_all
 from saelab.analysis.autointerp.parse import parse_index
-from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, make_score
+from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, make_score, wording
 from saelab.analysis.autointerp.scorers.losses import mean_losses
 from saelab.analysis.prompt import write_directions
 from saelab.features.explanations import Score
@@ -175,7 +175,7 @@ class InterventionScorer:
         self, items: Sequence[Item], beginnings: Tensor, clean: list[Tensor], steered: list[Tensor]
     ) -> list[float]:
         about, texts = self._encode(ABOUT), len(beginnings)
-        said = [self._encode(explanation.text if explanation else "")[:LONGEST] or [0] for _, explanation in items]
+        said = [self._encode(wording(item))[:LONGEST] or [0] for item in items]
         bos = self.model.tokenizer.bos_token_id
         start = [] if bos is None else [bos]
         rows = [([*start, *text.tolist(), *about], said[k // texts]) for k, text in enumerate(steered)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from saelab.analysis.autointerp.examples import Corpus, FeatureExamples
-from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, draws, make_score, two_samples
+from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, draws, make_score, two_samples, wording
 from saelab.analysis.autointerp.scorers.losses import mean_losses_after
 from saelab.features.explanations import Explanation, Score
 
@@ -47,7 +47,7 @@ class SurprisalScorer:
         scores = []
         for examples, explanation, high, low in chosen:
             windows = [*high, *low]
-            head = self._head(explanation.text if explanation else "")
+            head = self._head(wording((examples, explanation)))
             losses = mean_losses_after(self.model, head, [self._ids(corpus, w) for w in windows])
             gains = np.array([self._neutral[w] for w in windows]) - losses
             scores.append(self._score(examples, explanation, gains[: len(high)], gains[len(high) :]))
