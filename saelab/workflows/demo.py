@@ -127,10 +127,10 @@ def run_demo(
     features = open_features(paths["features"])
     explained = None
     if full:
-        from saelab.workflows.explain import DEMO_SCORING, ExplainJob, run_explain
+        from saelab.workflows.explain import ExplainJob, run_explain
 
         started = time.perf_counter()
-        explained = run_explain(ExplainJob(store=paths["features"], sae=sae, scoring=DEMO_SCORING), say=say)
+        explained = run_explain(ExplainJob(store=paths["features"], sae=sae), say=say)
         seconds["explain"] = time.perf_counter() - started
     return DemoResult(
         evaluation=evaluation,

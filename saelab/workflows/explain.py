@@ -17,7 +17,7 @@ from saelab.analysis.autointerp.controls import CONTROLS, NEURONS, RANDOM, UNTRA
 from saelab.analysis.autointerp.examples import FeatureExamples
 from saelab.analysis.autointerp.judge import CachedJudge, CountingJudge, Estimate, Usage
 from saelab.analysis.autointerp.report import ExplainReport, report
-from saelab.analysis.autointerp.scorers.base import Item, Scorer, ScoringConfig, settings_of
+from saelab.analysis.autointerp.scorers.base import Item, Scorer, settings_of
 from saelab.core.errors import ConfigError
 from saelab.core.progress import progress
 from saelab.core.result import Result
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ExplainJob", "ExplainResult", "dry_run", "make_report", "run_explain"]
 
-DEMO_SCORING = ScoringConfig(surprisal=5, texts=1)
-"""What the demo scores by: little for each of its 2,048 features, whose mean is what is reported."""
 DRY_FEATURES = 32
 """Features whose prompts a dry run counts; the rest is in proportion."""
 
