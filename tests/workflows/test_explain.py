@@ -190,7 +190,9 @@ def test_export_import_compare(store, tmp_path, capsys):
         assert direction["mean_meaning"] == pytest.approx(1.0, abs=1e-5)
         assert direction["mean_correlation"] == pytest.approx(1.0)
         assert direction["agree_correlation"] == 1.0
-        assert direction["mean_shuffled"] < 0.9
+        assert direction["random_meaning"] < 0.9
+        assert direction["matched_correlation"] == pytest.approx(1.0)
+        assert direction["random_correlation"] < 0.5
 
 
 @pytest.mark.slow

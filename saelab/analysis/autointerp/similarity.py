@@ -3,7 +3,7 @@
 For each explained feature of A, its best match among the explained features of B by cosine of the explanations'
 embeddings; the decoder cosine and the correlation of activations of that pair; and the best match by each of those.
 Both directions, since a best match is not mutual. How far to trust it depends on the explanations and the embedder:
-shuffled explanations are the control (``mean_shuffled``).
+random pairs are the control (``random_*``).
 """
 
 from dataclasses import asdict, dataclass
@@ -36,12 +36,20 @@ class Direction:
     """Explained features of the first."""
     mean_meaning: float
     """Mean over them of the largest cosine of explanations."""
-    mean_shuffled: float
-    """Mean cosine with a random explanation of the other: what no relation would give on average for a random pair."""
+    random_meaning: float
+    """Mean cosine with the explanation of a random feature of the other."""
     mean_decoder: float
     """Mean of the largest decoder cosine; nan when the decoders are not of the same site and width."""
+    matched_decoder: float
+    """Mean decoder cosine of the pairs matched by meaning."""
+    random_decoder: float
+    """Mean decoder cosine of random pairs."""
     mean_correlation: float
     """Mean of the largest correlation of activations; nan when the texts differ."""
+    matched_correlation: float
+    """Mean correlation of the pairs matched by meaning."""
+    random_correlation: float
+    """Mean correlation of random pairs."""
     agree_decoder: float
     """Share whose best match by meaning is the one by decoder."""
     agree_correlation: float
@@ -57,7 +65,8 @@ class SemanticSimilarity(Result):
     embedder: str
     """What made the vectors."""
     pairs: "pd.DataFrame"
-    """One row for each explained feature of A: ``feature``, ``match``, ``meaning``, and both explanations."""
+    """One row for each explained feature of A: ``feature``, its ``match`` by meaning, the cosine of the explanations
+    (``meaning``), ``decoder`` cosine and ``correlation`` of the two, and both explanations."""
 
     def __repr__(self) -> str:
         found = ", ".join(f"{d.name} {d.mean_meaning:.3f} (chance {d.mean_shuffled:.3f})" for d in self.directions)
@@ -108,42 +117,48 @@ def semantic_similarity(
     vectors = [
         embedder.documents([found[i] for i in numbers.tolist()]) for found, numbers in zip(texts, features, strict=True)
     ]
-    units = None if decoders is None else [_unit(w, numbers) for w, numbers in zip(decoders, features, strict=True)]
-    if units is not None and units[0].shape[1] != units[1].shape[1]:
-        units = None
+    space = ("site", "model_fingerprint")
+    units = None
+    if decoders is not None and all(a.manifest.get(key) == b.manifest.get(key) for key in space):
+        units = [_unit(w, numbers) for w, numbers in zip(decoders, features, strict=True)]
     same = ("source_fingerprint", "n_tokens", "rows", "model_fingerprint")
     codes = None
     if all(a.manifest.get(key) == b.manifest.get(key) for key in same):
         codes = [_standardised(store, numbers) for store, numbers in zip((a, b), features, strict=True)]
-    directions, best = [], []
-    for name, (i, j) in (("A to B", (0, 1)), ("B to A", (1, 0))):
-        meaning = _best(vectors[i], vectors[j])
-        by_decoder = _best(units[i], units[j]) if units is not None else None
-        by_correlation = _best_correlation(codes[i], codes[j]) if codes is not None else None
-        generator = np.random.default_rng([seed, i])
-        chance = (vectors[i] * vectors[j][generator.integers(len(vectors[j]), size=len(vectors[i]))]).sum(1)
-        directions.append(
-            Direction(
-                name,
-                len(features[i]),
-                float(meaning[1].mean()),
-                float(chance.mean()),
-                *(_mean(found) for found in (by_decoder, by_correlation)),
-                *(_agreement(meaning, found) for found in (by_decoder, by_correlation)),
-            )
-        )
-        best.append(meaning)
-    match = features[1][best[0][0]]
-    pairs = pd.DataFrame(
-        {
-            "feature": features[0],
-            "match": match,
-            "meaning": best[0][1],
-            "explanation": [texts[0][i] for i in features[0].tolist()],
-            "explanation of match": [texts[1][i] for i in match.tolist()],
-        }
+    forth, found = _direction("A to B", vectors, units, codes, np.random.default_rng([seed, 0]))
+    back = [None if of is None else of[::-1] for of in (units, codes)]
+    other, _ = _direction("B to A", vectors[::-1], *back, np.random.default_rng([seed, 1]))
+    pairs = pd.DataFrame({"feature": features[0], **found, "match": features[1][found["match"]]})
+    for name, of, column in (("explanation", texts[0], "feature"), ("explanation of match", texts[1], "match")):
+        pairs[name] = [of[k] for k in pairs[column].tolist()]
+    return SemanticSimilarity((forth, other), embedder.name, pairs)
+
+
+def _direction(
+    name: str, vectors: list[np.ndarray], units: Any, codes: Any, generator: np.random.Generator
+) -> tuple[Direction, dict[str, np.ndarray]]:
+    """Match the features of the first by meaning; also the matches, with their similarities of each kind."""
+    meaning = _best(*vectors)
+    other = generator.integers(len(vectors[1]), size=len(vectors[0]))
+    decoder = correlation = (np.full(len(other), np.nan),) * 2
+    by_decoder = by_correlation = None
+    if units is not None:
+        by_decoder = _best(*units)
+        decoder = tuple((units[0] * units[1][pair]).sum(1) for pair in (meaning[0], other))
+    if codes is not None:
+        by_correlation = _best_correlation(*codes)
+        correlation = tuple(_correlation(*codes, pair) for pair in (meaning[0], other))
+    direction = Direction(
+        name,
+        len(vectors[0]),
+        float(meaning[1].mean()),
+        float((vectors[0] * vectors[1][other]).sum(1).mean()),
+        *(_mean(by_decoder), *(float(values.mean()) for values in decoder)),
+        *(_mean(by_correlation), *(float(values.mean()) for values in correlation)),
+        *(_agreement(meaning, best) for best in (by_decoder, by_correlation)),
     )
-    return SemanticSimilarity((directions[0], directions[1]), embedder.name, pairs)
+    matches = {"match": meaning[0], "meaning": meaning[1], "decoder": decoder[0], "correlation": correlation[0]}
+    return direction, matches
 
 
 Best = tuple[Int64[np.ndarray, " n"], Float[np.ndarray, " n"]]
@@ -186,6 +201,13 @@ def _best_correlation(x: tuple[Any, ...], y: tuple[Any, ...]) -> Best:
         r = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
         where[part], value[part] = r.argmax(1), r.max(1)
     return where, value
+
+
+def _correlation(x: tuple[Any, ...], y: tuple[Any, ...], pair: np.ndarray) -> np.ndarray:
+    """Correlation of each feature of x with one of y."""
+    cross = np.asarray(x[0].multiply(y[0][pair]).sum(1)).ravel() / x[3] - x[1] * y[1][pair]
+    scale = x[2] * y[2][pair]
+    return np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
 
 
 def _mean(found: Best | None) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from saelab.analysis.autointerp.embedders import CharacterEmbedder, Embedder, open_embedder
+from saelab.analysis.autointerp.examples import Corpus
 from saelab.analysis.autointerp.scorers import (
     EmbeddingScorer,
     ExampleEmbeddingScorer,
@@ -20,7 +21,7 @@ from saelab.analysis.autointerp.scorers.base import ScoringConfig
 from saelab.analysis.autointerp.scorers.losses import mean_losses, mean_losses_after
 from saelab.core.errors import ConfigError
 from saelab.features.explanations import Explanation
-from tests.analysis.autointerp.planted import DENSE, WORDS, Planted, PositionModel, corpus, truth
+from tests.analysis.autointerp.planted import DENSE, SMALL, WORDS, Planted, PositionModel, corpus, truth
 from tests.features.fakes import SITE, FakeModel
 
 CONFIG = ScoringConfig()
@@ -94,6 +95,31 @@ def test_intruder_by_embedding(words):
     )
     assert np.mean([score.value for score in scores]) > 0.42  # chance is a third
     assert {score.judge for score in scores} == {"embedding"}
+    assert all(sum(n for _, n in score.detail["kinds"].values()) == 60 for score in scores)
+
+
+def test_no_embedder_judges_intruders_that_it_chose_itself(store):
+    """Negatives most like the feature's windows are never the least alike: an embedder cannot find them."""
+    config = CONFIG.model_copy(update={"intruder_shown": 3, "intruder_rounds": 30})
+    made = Corpus(store, SMALL.model_copy(update={"embedding": 10}), embedder=OneHot())
+    found = items(made)
+    assert all("embedding" in examples.negatives.kinds for examples, _ in found)
+    scores = IntruderScorer(config, None).score(found)
+    assert len(scores) == 4
+    for score in scores:
+        assert "embedding" not in score.detail["kinds"]
+
+    class Judge:
+        name = "scripted"
+
+        def ask(self, requests, done):
+            raise AssertionError("nothing is asked for the windows alone")
+
+    rounds = [one for examples, _ in found for one in IntruderScorer(config, Judge()).rounds(examples)]
+    assert "embedding" in {one.kind for one in rounds}
+    only = Corpus(store, SMALL.model_copy(update={"embedding": 10, "random": 0, "decoder": 0, "coactive": 0}))
+    only.embedder = OneHot()
+    assert IntruderScorer(config, None).score(items(only)) == []
 
 
 def test_character_embedder():

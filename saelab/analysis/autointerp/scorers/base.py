@@ -117,8 +117,8 @@ def grade(judgements: Sequence[Judgement], feature: int, scorer: str, author: st
         "tnr": rejections / len(negatives),
         "precision": hits / (hits + alarms) if hits + alarms else 0.0,
         "f1": 2 * hits / (hits + alarms + len(positives)),
-        "deciles": _tally((j.decile, j.right) for j in positives),
-        "kinds": _tally((j.kind, j.right) for j in negatives),
+        "deciles": tally((j.decile, j.right) for j in positives),
+        "kinds": tally((j.kind, j.right) for j in negatives),
     }
     chances = np.array([j.chance for j in judgements])
     if np.isfinite(chances).all():
@@ -166,7 +166,8 @@ def make_score(
     )
 
 
-def _tally(pairs: Iterable[tuple[Any, bool]]) -> dict[Any, list[int]]:
+def tally(pairs: Iterable[tuple[Any, bool]]) -> dict[Any, list[int]]:
+    """Right answers and answers of each key, keys in order."""
     found: dict[Any, list[int]] = {}
     for key, right in pairs:
         cell = found.setdefault(key, [0, 0])

@@ -2,7 +2,9 @@
 
 Each round shows ``intruder_shown - 1`` windows of one decile and an intruder, all with marked tokens: a negative with
 random marks, or (``intruder_from="decile"``) a window of another decile with its own marks. Chance is one in
-``intruder_shown``. Without a judge, the window least like the others by embedding is taken.
+``intruder_shown``. Without a judge, the window least like the others by embedding is taken; then negatives that were
+chosen because their embedding is most like the feature's windows (kind ``embedding``) are no intruders, since by that
+choice they are never the least alike.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,7 @@ from saelab.analysis.autointerp.explainers.language_model import strong
 from saelab.analysis.autointerp.intervals import proportion
 from saelab.analysis.autointerp.judge import Judge, Request, ask_all
 from saelab.analysis.autointerp.parse import parse_index
-from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, draws, make_score
+from saelab.analysis.autointerp.scorers.base import Item, ScoringConfig, draws, kind_of, make_score, tally
 from saelab.analysis.autointerp.scorers.fuzzing import wrong_marks
 from saelab.core.errors import ConfigError
 from saelab.features.explanations import Score
@@ -32,6 +34,12 @@ class Round:
     """Which of them does not belong."""
     decile: int
     """Decile of the others."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the intruder: of negative, or ``active`` for a window of another decile."""
+        sample, k, _ = self.windows[self.intruder]
+        return kind_of(sample, k)
 
 
 class IntruderScorer:
@@ -54,7 +62,8 @@ class IntruderScorer:
         deciles = [
             d for d in np.unique(score.deciles).tolist() if (score.deciles == d).sum() >= config.intruder_shown - 1
         ]
-        if not deciles or (config.intruder_from == "decile" and len(np.unique(score.deciles)) < 2):
+        odd_ones = self._odd_ones(examples)
+        if not deciles or not len(odd_ones) or (config.intruder_from == "decile" and len(np.unique(score.deciles)) < 2):
             return []
         found = []
         for number in range(config.intruder_rounds):
@@ -65,13 +74,18 @@ class IntruderScorer:
                 k = int(generator.choice(np.flatnonzero(score.deciles != decile)))
                 odd = (score, k, right[k, : len(score.ids(k))])
             else:
-                k = int(generator.integers(len(examples.negatives)))
+                k = int(generator.choice(odd_ones))
                 count = max(1, round(float(np.mean([marks.sum() for _, _, marks in shown]))))
                 size = len(examples.negatives.ids(k))
                 odd = (examples.negatives, k, wrong_marks(examples.negatives.values[k, :size], count, generator))
             place = int(generator.integers(config.intruder_shown))
             found.append(Round((*shown[:place], odd, *shown[place:]), place, decile))
         return found
+
+    def _odd_ones(self, examples: FeatureExamples) -> np.ndarray:
+        """Numbers of the negatives that may be intruders."""
+        kinds = np.array(examples.negatives.kinds)
+        return np.flatnonzero(kinds != "embedding") if self.judge is None else np.arange(len(kinds))
 
     def question(self, one: Round) -> Request:
         """Return the question of a round."""
@@ -98,10 +112,8 @@ class IntruderScorer:
             if not guesses:
                 continue
             right = [guess == one.intruder for one, guess in guesses]
-            deciles = {d: [0, 0] for d in sorted({one.decile for one in rounds})}
-            for (one, _), hit in zip(guesses, right, strict=True):
-                deciles[one.decile][0] += hit
-                deciles[one.decile][1] += 1
+            deciles = tally((one.decile, hit) for (one, _), hit in zip(guesses, right, strict=True))
+            kinds = tally((one.kind, hit) for (one, _), hit in zip(guesses, right, strict=True))
             scores.append(
                 make_score(
                     proportion(sum(right), len(right)),
@@ -110,7 +122,7 @@ class IntruderScorer:
                     n=len(right),
                     failures=sum(guess is None for _, guess in guesses),
                     judge=self.judge_name,
-                    detail={"chance": 1 / self.config.intruder_shown, "deciles": deciles},
+                    detail={"chance": 1 / self.config.intruder_shown, "deciles": deciles, "kinds": kinds},
                 )
             )
         return scores
