@@ -5,7 +5,7 @@
 STORE is a feature store (``saelab demo`` makes one). saelab works on the store; delphi gets the same activations in its
 own cache format, written here, and its own code (``.venv-peers/delphi``: ``benchmarks/peers/setup.sh delphi``)
 makes examples of the same features with the same numbers of windows. The two take turns, ``--rounds`` times, one thread
-each; the least time of each is reported, as a table in Markdown, and as JSON with ``--json``.
+each; the least CPU time of each is reported, as a table in Markdown, and as JSON with ``--json``.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PEER = ROOT / ".venv-peers" / "delphi" / "bin" / "python"
 
 
 def saelab_times(store_path: str, count: int) -> dict[str, float]:
-    """Seconds of each part for ``count`` features."""
+    """CPU seconds of each part for ``count`` features."""
     import numpy as np
     import torch
 
@@ -48,9 +48,9 @@ def saelab_times(store_path: str, count: int) -> dict[str, float]:
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         result = work()
-        seconds[name] = time.perf_counter() - started
+        seconds[name] = time.process_time() - started
         return result
 
     # The sizes of delphi's defaults: 40 windows to explain by, 50 to score on, 50 random negatives.
@@ -176,7 +176,7 @@ def main() -> None:
         if not found:
             continue
         print(f"\n{name}: {options.features} features asked for, {scorable:.0f} with enough windows\n")
-        print("| part | seconds | features/s |\n|---|---|---|")
+        print("| part | CPU seconds | features/s |\n|---|---|---|")
         for part, value in found.items():
             print(f"| {part} | {value:.2f} | {scorable / value:,.0f} |")
     if not peer and options.only != "saelab":

@@ -1,4 +1,4 @@
-"""What each score without a judge gives where the truth is one token: how far a score near chance is the method's limit.
+"""What each score without a judge gives where the truth is one token, to tell a method's limit from a mistake.
 
     python benchmarks/planted_tokens.py STORE [--features 48] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""delphi's own code on a cache of activations: seconds for the examples of all features, and for two embedding scores.
+"""delphi's own code on a cache of activations: CPU seconds of the examples of features, and of two embedding scores.
 
 Runs under delphi's interpreter; see ``benchmarks/autointerp.py``. delphi imports vllm, bitsandbytes and (for its hard
 negatives) a sentence-transformers model on import; no code of theirs runs here, so empty modules stand in for the two
@@ -72,17 +72,17 @@ def main() -> None:
         example_ctx_len=32, min_examples=10, n_non_activating=50, non_activating_source="random"
     )
     sampler = SamplerConfig(n_examples_train=40, n_examples_test=50, n_quantiles=10, train_type="quantiles")
-    started = time.perf_counter()
+    started = time.process_time()
     dataset = LatentDataset(
         folder / "latents", sampler, constructor, tokenizer=Tokenizer(words), modules=["site"], latents=None
     )
-    opened = time.perf_counter()
+    opened = time.process_time()
 
     async def collect() -> list:
         return [record async for record in dataset]
 
     records = [record for record in asyncio.run(collect()) if record is not None]
-    made = time.perf_counter()
+    made = time.process_time()
     usable = [r for r in records if r.test and r.train and r.not_active]
     for record in usable:
         record.explanation = "something"
@@ -92,14 +92,14 @@ def main() -> None:
         ("embedding score", EmbeddingScorer(Embedder())),
         ("example-embedding score", ExampleEmbeddingScorer(Embedder())),
     ):
-        started, done = time.perf_counter(), 0
+        started, done = time.process_time(), 0
         for record in usable:
             try:
                 scorer.call_sync(record)
                 done += 1
             except ValueError:  # too few negatives to draw from: delphi raises
                 continue
-        seconds[name] = (time.perf_counter() - started) * len(usable) / max(done, 1)
+        seconds[name] = (time.process_time() - started) * len(usable) / max(done, 1)
     print(json.dumps(seconds))
 
 

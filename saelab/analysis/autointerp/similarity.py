@@ -6,6 +6,7 @@ Both directions, since a best match is not mutual. How far to trust it depends o
 random pairs are the control (``random_*``).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,8 @@ def semantic_similarity(
     if all(a.manifest.get(key) == b.manifest.get(key) for key in same):
         codes = [_standardised(store, numbers) for store, numbers in zip((a, b), features, strict=True)]
     forth, found = _direction("A to B", vectors, units, codes, np.random.default_rng([seed, 0]))
-    back = [None if of is None else of[::-1] for of in (units, codes)]
-    other, _ = _direction("B to A", vectors[::-1], *back, np.random.default_rng([seed, 1]))
+    units_back, codes_back = (None if of is None else of[::-1] for of in (units, codes))
+    other, _ = _direction("B to A", vectors[::-1], units_back, codes_back, np.random.default_rng([seed, 1]))
     pairs = pd.DataFrame({"feature": features[0], **found, "match": features[1][found["match"]]})
     for name, of, column in (("explanation", texts[0], "feature"), ("explanation of match", texts[1], "match")):
         pairs[name] = [of[k] for k in pairs[column].tolist()]
@@ -135,19 +136,21 @@ def semantic_similarity(
 
 
 def _direction(
-    name: str, vectors: list[np.ndarray], units: Any, codes: Any, generator: np.random.Generator
+    name: str, vectors: Sequence[np.ndarray], units: Any, codes: Any, generator: np.random.Generator
 ) -> tuple[Direction, dict[str, np.ndarray]]:
     """Match the features of the first by meaning; also the matches, with their similarities of each kind."""
-    meaning = _best(*vectors)
+    meaning = _best(vectors[0], vectors[1])
     other = generator.integers(len(vectors[1]), size=len(vectors[0]))
-    decoder = correlation = (np.full(len(other), np.nan),) * 2
+    nothing = np.full(len(other), np.nan)
+    decoder: list[np.ndarray] = [nothing, nothing]
+    correlation: list[np.ndarray] = [nothing, nothing]
     by_decoder = by_correlation = None
     if units is not None:
-        by_decoder = _best(*units)
-        decoder = tuple((units[0] * units[1][pair]).sum(1) for pair in (meaning[0], other))
+        by_decoder = _best(units[0], units[1])
+        decoder = [(units[0] * units[1][pair]).sum(1) for pair in (meaning[0], other)]
     if codes is not None:
-        by_correlation = _best_correlation(*codes)
-        correlation = tuple(_correlation(*codes, pair) for pair in (meaning[0], other))
+        by_correlation = _best_correlation(codes[0], codes[1])
+        correlation = [_correlation(codes[0], codes[1], pair) for pair in (meaning[0], other)]
     direction = Direction(
         name,
         len(vectors[0]),
@@ -207,7 +210,8 @@ def _correlation(x: tuple[Any, ...], y: tuple[Any, ...], pair: np.ndarray) -> np
     """Correlation of each feature of x with one of y."""
     cross = np.asarray(x[0].multiply(y[0][pair]).sum(1)).ravel() / x[3] - x[1] * y[1][pair]
     scale = x[2] * y[2][pair]
-    return np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+    found: np.ndarray = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+    return found
 
 
 def _mean(found: Best | None) -> float:
