@@ -184,7 +184,7 @@ class SubjectModel:
             )
         with torch.no_grad():
             first = self.plain(head, use_cache=True)
-            cache = getattr(first, "past_key_values", None)
+            cache: Any = getattr(first, "past_key_values", None)
             if hasattr(cache, "batch_repeat_interleave"):
                 logits = first.logits[:, -1:].expand(len(tails), -1, -1)
                 if tails.shape[1] > 1:

@@ -70,7 +70,7 @@ class SemanticSimilarity(Result):
     (``meaning``), ``decoder`` cosine and ``correlation`` of the two, and both explanations."""
 
     def __repr__(self) -> str:
-        found = ", ".join(f"{d.name} {d.mean_meaning:.3f} (chance {d.mean_shuffled:.3f})" for d in self.directions)
+        found = ", ".join(f"{d.name} {d.mean_meaning:.3f} (chance {d.random_meaning:.3f})" for d in self.directions)
         return f"SemanticSimilarity({found}, by {self.embedder})"
 
     def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
@@ -80,7 +80,7 @@ class SemanticSimilarity(Result):
         from saelab.core.plotting import BLUE, ORANGE, figure
 
         frame = self.to_frame()
-        columns = (("best", "mean_meaning", BLUE), ("random pair", "mean_shuffled", ORANGE))
+        columns = (("best", "mean_meaning", BLUE), ("random pair", "random_meaning", ORANGE))
         bars = [go.Bar(x=frame["name"], y=frame[c], name=name, marker={"color": colour}) for name, c, colour in columns]
         axes = {"xaxis_title": "direction", "yaxis_title": "cosine of explanations (mean)"}
         return {"meaning": (figure(*bars, barmode="group", **axes), frame)}
