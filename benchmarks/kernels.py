@@ -28,6 +28,7 @@ from train_step import ROOT, interleave
 from saelab.core.code import SparseCode
 from saelab.kernels import Impl, info
 from saelab.kernels.dispatch import triton_problem
+from saelab.kernels.product import product
 from saelab.kernels.segments import bag_sum, entry_dots, group_by, grouped_sum, pick
 from saelab.kernels.select import row_topk
 from saelab.kernels.select_budget import keep_largest
@@ -58,6 +59,7 @@ def operations(args: argparse.Namespace) -> Actions:
     w = torch.randn(m, d, generator=generator).to(device)
     x_half, w_half = x.bfloat16(), w.bfloat16()
     gradient = torch.randn(n, d, generator=generator).to(device)
+    buffer = torch.empty(n, m, device=device)
     rows_per_tile = min(n, 2048 if device != "cpu" else 512)
     tile = x[:rows_per_tile] @ w.T
     tile_half = tile.bfloat16()
@@ -69,7 +71,11 @@ def operations(args: argparse.Namespace) -> Actions:
     places = torch.arange(pool.numel(), device=device)
     twins: list[Impl] = ["sparse"] if triton_problem(device) or device == "cpu" else ["sparse", "triton"]
     ops: Actions = {
-        "product": {"f32": lambda: x @ w.T, "bf16": lambda: x_half @ w_half.T},
+        "product": {
+            "f32": lambda: x @ w.T,
+            "f32 saelab": lambda: product(x, w, out=buffer),
+            "bf16": lambda: x_half @ w_half.T,
+        },
         "decode": {i: lambda i=i: bag_sum(w, code.indices, code.offsets, code.values, i) for i in twins},
         "weight gradient": {
             i: lambda i=i: grouped_sum(gradient, tokens, code.indices, m, code.values, groups, i) for i in twins

@@ -108,6 +108,7 @@ def main() -> None:
     for name, default in (("tokens", 1_000_000), ("d-sae", 16384), ("k", 32), ("repeats", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--weighted", action="store_true", help="sums of products instead of counts")
+    parser.add_argument("--features", choices=("even", "zipf"), nargs="+", default=["even", "zipf"])
     parser.add_argument("--json", type=Path, help="write the result here")
     args = parser.parse_args()
     about = (
@@ -128,9 +129,9 @@ def main() -> None:
     )
     print(" ".join(f"{name:>12s}" for name in head))
     rows = []
-    for zipf in (False, True):
-        row = measure(draw(args.tokens, args.d_sae, args.k, zipf), args.weighted, args.repeats)
-        row = {"features": "zipf" if zipf else "even", **row}
+    for features in args.features:
+        row = measure(draw(args.tokens, args.d_sae, args.k, features == "zipf"), args.weighted, args.repeats)
+        row = {"features": features, **row}
         rows.append(row)
         cells = [
             f"{row['ratio']:.1f}",

@@ -154,8 +154,8 @@ def fingerprint(folder: Path | None, config: Any) -> str:
 def _fuse_gelu(model: nn.Module) -> None:
     """Let torch compute GPT-2's ``gelu_new`` in one kernel instead of eight: the same function but for rounding.
 
-    It takes a third of the time, and that was 7 % of a small GPT-2's forward pass on a CPU. In 16 bits the roundings
-    between the eight would be missed, so it is left alone there.
+    On a CPU it takes a third of the time. In 16 bits the roundings between the eight would be missed, so it is left
+    alone there.
     """
     from transformers.activations import NewGELUActivation
 

@@ -28,6 +28,8 @@ from saelab.core.progress import set_progress
 from tests.activations.fakes import FakeBatch, FakeModel, FakeRows
 
 CONFIG = HarvestConfig(max_tokens=5000, rows_per_batch=7, shard_bytes=20_000, outlier_norm=1.4, gradients=True)
+KILLS = int(os.environ.get("SAELAB_KILLS", "3"))
+"""How many times kill -9 is tried; each time at four random points."""
 
 
 def contents(folder: Path) -> dict[str, int]:
@@ -268,7 +270,7 @@ def killed_harvest(context: multiprocessing.context.BaseContext, out: Path, afte
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(KILLS))
 def test_kill_9_at_random_points_then_resume_is_byte_identical(
     tmp_path: Path, whole: dict[str, int], seed: int
 ) -> None:

@@ -134,3 +134,16 @@ def test_the_tokenizer_is_untouched_by_the_bridge(gpt2: Path, tmp_path: Path) ->
     broken = load_model(str(folder))
     with pytest.raises(ModelError, match="cannot read the tokenizer"):
         broken.tokenizer  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_new_runs_in_one_kernel_in_float32_and_gives_what_hugging_face_gives(gpt2: Path, dtype: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ours = load_model(str(gpt2), dtype=dtype)
+    theirs = AutoModelForCausalLM.from_pretrained(gpt2, dtype=ours.dtype).eval()
+    fused = [module for module in ours.plain.modules() if isinstance(module, torch.nn.GELU)]
+    assert len(fused) == (ours.n_layers if dtype == "float32" else 0)
+    tokens = torch.arange(10).remainder(VOCAB)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours.logits(tokens), theirs(tokens).logits, atol=1e-6, rtol=1e-5)
