@@ -2,8 +2,8 @@
 
 On a CPU in float32, torch gives ``mm`` to MKL, which on an AMD processor took about twice as long as oneDNN
 (``benchmarks/train_step.py``). torch carries oneDNN too and uses it for bfloat16; for float32 it is reached by the
-operator that torch.compile puts in the place of a linear layer. It has no ``out=``, so the result is made in blocks of columns that
-stay in a cache and are copied to where they belong: less than the page faults of a fresh matrix cost.
+operator that torch.compile puts in the place of a linear layer. It has no ``out=``, so the result is made in blocks of
+columns that stay in a cache and are copied to where they belong: less than the page faults of a fresh matrix cost.
 """
 
 import torch
