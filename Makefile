@@ -6,7 +6,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # An environment variable, because pip's -c does not reach the environment in which the wheel is built.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test test-slow check bench docs build clean
+.PHONY: demo test test-slow check bench docs notebooks build clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make check      lint, format, types, import layers"
 	@echo "make bench      the benchmarks behind docs/performance.md (under 20 minutes on two cores)"
 	@echo "make docs       the documentation site, in site/, without a warning"
+	@echo "make notebooks  run the notebooks, each in an empty folder (under 15 minutes on two cores)"
 
 # torch first and alone: its version decides which of its many builds is taken.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -47,6 +48,9 @@ bench: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+
+notebooks: $(VENV)/.installed
+	$(BIN)/python notebooks/run.py
 
 build: $(VENV)/.installed
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .

@@ -1,10 +1,10 @@
 """How an SAE is trained."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
 
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
@@ -100,15 +100,24 @@ def _known_architecture(value: Any) -> Any:
     return value
 
 
+def _registered_later(value: Any, handler: Callable[[Any], Any]) -> Any:
+    """Take the config of an architecture that a user has registered, which the union cannot know."""
+    name = value.get("architecture") if isinstance(value, Mapping) else getattr(value, "architecture", None)
+    cls = ARCHITECTURES[str(name)].config if name in ARCHITECTURES else None
+    if cls is None or cls in _MEMBERS:
+        return handler(value)
+    return value if isinstance(value, cls) else cls.model_validate(value)
+
+
 if TYPE_CHECKING:
     AnySAEConfig = SAEConfig
 else:
     _MEMBERS = tuple(architecture.config for _, architecture in ARCHITECTURES.items())
-    AnySAEConfig = (
-        Annotated[Union[_MEMBERS], Field(discriminator="architecture"), BeforeValidator(_known_architecture)]  # noqa: UP007
-        if len(_MEMBERS) > 1
-        else Annotated[_MEMBERS[0], BeforeValidator(_known_architecture)]
-    )
+    AnySAEConfig = Annotated[
+        SerializeAsAny[Annotated[Union[_MEMBERS], Field(discriminator="architecture")]],  # noqa: UP007
+        WrapValidator(_registered_later),
+        BeforeValidator(_known_architecture),
+    ]
 """The config of any registered architecture, told apart by its ``architecture`` key."""
 
 

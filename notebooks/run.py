@@ -1,0 +1,112 @@
+"""Execute the notebooks in a kernel, each in an empty folder of its own, and say what they take.
+
+    python notebooks/run.py                     all of them
+    python notebooks/run.py 01 04               some
+    python notebooks/run.py --save FOLDER       also write the executed .ipynb files
+    python notebooks/run.py --docs              write the table to docs/notebooks.md
+
+Time is that of the whole notebook, kernel and imports included; memory is the peak of the kernel's resident set.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+HERE = Path(__file__).resolve().parent
+LIMIT = 180
+"""Seconds that a notebook may take on two quiet cores."""
+MEMORY = "import resource; resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+
+
+def main() -> int:
+    """Run what the command line names; return 1 when a notebook fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="beginnings of the notebooks' names; default: all")
+    parser.add_argument("--save", type=Path, help="folder for the executed notebooks")
+    parser.add_argument("--docs", action="store_true", help="write docs/notebooks.md")
+    parser.add_argument("--timeout", type=int, default=1500, help="seconds that one cell may take")
+    options = parser.parse_args()
+    paths = [p for p in notebooks() if not options.names or p.name.startswith(tuple(options.names))]
+    if not paths:
+        parser.error(f"no notebook begins with {', '.join(options.names)}")
+    rows, failed = [], []
+    for path in paths:
+        try:
+            rows.append(execute(path, options.timeout, options.save))
+        except CellExecutionError as error:
+            failed.append(path.stem)
+            print(f"{path.stem} failed:\n{error}", file=sys.stderr)
+            continue
+        _, seconds, memory = rows[-1]
+        print(f"{path.stem:30} {seconds:6.0f} s {memory:7.0f} MB", flush=True)
+    print(f"{'total':30} {sum(row[1] for row in rows):6.0f} s")
+    if options.docs and not failed:
+        write_docs(rows)
+    return 1 if failed else 0
+
+
+def notebooks() -> list[Path]:
+    """Return the notebooks in order."""
+    return sorted(HERE.glob("[0-9]*.py"))
+
+
+def execute(path: Path, timeout: int, save: Path | None = None) -> tuple[str, float, float]:
+    """Run one notebook in an empty folder; return its title, its seconds, and the kernel's peak memory in MB."""
+    notebook = jupytext.read(path)
+    title = next(line.removeprefix("# ") for line in notebook.cells[0].source.splitlines() if line.startswith("# "))
+    notebook.cells.append(nbformat.v4.new_code_cell(MEMORY))
+    with tempfile.TemporaryDirectory() as folder:
+        where = {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, timeout=timeout, startup_timeout=300, resources=where)
+        started = time.perf_counter()
+        try:
+            client.execute()
+        finally:
+            seconds = time.perf_counter() - started
+            if save is not None:
+                save.mkdir(parents=True, exist_ok=True)
+                nbformat.write(notebook, save / f"{path.stem}.ipynb")
+    (last,) = notebook.cells.pop().outputs
+    return title, seconds, int(last["data"]["text/plain"]) / 1024
+
+
+def write_docs(rows: list[tuple[str, float, float]]) -> None:
+    """Write docs/notebooks.md."""
+    lines = [
+        "# Notebooks",
+        "",
+        "In `notebooks/`, as scripts with `# %%` cells that Jupyter opens with jupytext (and editors as they are). No",
+        "outputs are kept in the repository. `make notebooks` runs them all, each in an empty folder, in a kernel.",
+        "",
+        "    pip install jupytext notebook",
+        "    jupytext --to ipynb notebooks/*.py",
+        "",
+        "| notebook | seconds | peak memory, MB |",
+        "| --- | ---: | ---: |",
+    ]
+    for path, (title, seconds, memory) in zip(notebooks(), rows, strict=True):
+        lines.append(f"| `{path.stem}`: {title.split('. ', 1)[-1]} | {seconds:,.0f} | {memory:,.0f} |")
+    total = sum(row[1] for row in rows)
+    lines += [
+        f"| all | {total:,.0f} | |",
+        "",
+        f"`python notebooks/run.py --docs` on {datetime.datetime.now(datetime.UTC).date().isoformat()}: "
+        f"{os.cpu_count()} {platform.machine()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, no GPU.",
+        "Seconds are those of the whole notebook, kernel start and imports included.",
+        "",
+    ]
+    (HERE.parent / "docs" / "notebooks.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
