@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import inspect
+from typing import Literal
 
 import pandas as pd
 import pytest
@@ -14,6 +15,8 @@ from saelab.core import plotting
 from saelab.core.errors import ConfigError, FormatError, MissingFileError
 from saelab.core.result import Result
 from saelab.sae import ARCHITECTURES, build_sae
+from saelab.sae.registry import Architecture
+from saelab.sae.topk import TopKConfig, TopKSAE
 from saelab.workflows.train import TrainJob
 from tests.made import SITE
 
@@ -51,7 +54,7 @@ def results(made, model, grid, tmp_path_factory):
         "build_features": saelab.build_features(sae, model=model, text=text, max_tokens=2000, out=out / "features"),
         "open_features": features,
         "dark_matter": saelab.dark_matter(sae, store, model=model, out=out / "dm", error_saes=errors, **tiny),
-        "compare": saelab.compare(grid[0], grid[1], text=text, max_tokens=500, targets=8, out=out / "comparison"),
+        "compare": saelab.compare(grid[0], grid[1], text=text, max_tokens=1500, targets=8, out=out / "comparison"),
         "explain": saelab.explain(features, sae=sae, model=model, max_features=5, control_features=5, examples=few),
         "sparsify": saelab.sparsify(model, {"method": {"name": "magnitude"}, "sparsity": 0.5}, text=text,
                                     calibration=text, eval_tokens=512, out=out / "sparse"),
@@ -200,6 +203,35 @@ def test_an_objective_of_ones_own_trains(made, tmp_path):
     mine = saelab.train("demo-topk.yaml", store=made / "store", out=tmp_path / "own", objective=objective, **SMALL)
     assert len(calls) == 8
     assert mine.load().W_dec[:, 0].square().mean() < plain.W_dec[:, 0].square().mean()
+
+
+def test_an_architecture_that_is_registered_later_trains(made, tmp_path, monkeypatch):
+    class WideConfig(TopKConfig):
+        """TopK that keeps one feature more at inference."""
+
+        architecture: Literal["wide"] = "wide"
+
+    class WideSAE(TopKSAE):
+        """TopK that keeps one feature more at inference."""
+
+        config: WideConfig
+
+        def encode_scaled(self, x):
+            kept = self.config
+            object.__setattr__(self, "config", kept.model_copy(update={"k": kept.k + 1}))
+            try:
+                return super().encode_scaled(x)
+            finally:
+                object.__setattr__(self, "config", kept)
+
+    monkeypatch.setitem(ARCHITECTURES._items, "wide", Architecture(WideConfig, WideSAE))
+    small = {**SMALL, "sae": {"architecture": "wide", "d_sae": 64, "k": 4}}
+    trained = saelab.train({}, store=made / "store", out=tmp_path / "wide", **small)
+    sae = trained.load()
+    assert isinstance(sae, WideSAE)
+    assert sae.encode(torch.randn(3, 192)).offsets.diff().tolist() == [5, 5, 5]
+    with pytest.raises(ConfigError, match="unknown architecture 'wider'; did you mean wide"):
+        saelab.train({}, store=made / "store", out=tmp_path / "x", **{**SMALL, "sae": {"architecture": "wider"}})
 
 
 def test_a_grid_is_a_sequence_by_number_and_name(grid):
