@@ -119,15 +119,15 @@ saelab.show(chosen, features)
 # ## A feature in the running model
 #
 # `splice` puts the SAE into the model for the length of a `with` block. With `keep_error` the model computes exactly
-# what it did, but gradients go through the features: here, what each active feature does to the loss of the next
-# token, to first order.
+# what it did, but gradients go through the features: here, what each active feature adds to the logit of the
+# likeliest next token, to first order.
 
 # %%
 import torch
 
 prompt = "def area(self):\n    return self.width * self."
 tokens = model.tokenizer(prompt, return_tensors="pt").input_ids
-sae = trained.load()
+sae = trained.load().requires_grad_()  # so that there is something to differentiate with respect to
 with model.splice(sae, keep_error=True) as seen:
     spliced = model.logits(tokens, grad=True)
 untouched = model.logits(tokens)

@@ -31,16 +31,16 @@ store = saelab.harvest(model, SITE, max_tokens=200_000, out="runs/store", resume
 # ## Train
 #
 # All have 512 features and see the same tokens in the same order. TopK keeps k features at every token; BatchTopK
-# (`mutual_choice`) shares `k` per token out over a batch; Matryoshka also makes every prefix of the features
-# reconstruct by itself; JumpReLU learns a threshold per feature and pays for every active one, so that its sparsity
-# follows from a coefficient that has to be found.
+# (`mutual_choice`) shares `k` per token out over a batch; Matryoshka also makes some prefixes of the features
+# reconstruct by themselves; JumpReLU learns a threshold per feature, under a penalty that aims at a number of active
+# features.
 
 # %%
 training = {"tokens": 300_000, "batch_size": 2048, "lr": 1e-3}
 choices = {
     "topk": {"architecture": "topk", "k": 24},
     "batchtopk": {"architecture": "mutual_choice", "k": 24},
-    "matryoshka": {"architecture": "matryoshka", "k": 24, "prefixes": [64, 192, 512]},
+    "matryoshka": {"architecture": "matryoshka", "k": 24, "prefixes": [0.125, 0.375, 1]},
     "jumprelu": {"architecture": "jumprelu", "target_l0": 24},
 }
 trained = {}

@@ -131,7 +131,7 @@ def probability_changes(effect: "pd.DataFrame", texts: Sequence[str], n: int = 1
         for name, colour in (("default", SKY), ("steered", VERMILLION))
     ]
     labels = {"tickmode": "array", "tickvals": places, "ticktext": [escape(text) for text in frame["text"]]}
-    yaxis = {**labels, "tickfont": {"family": "monospace"}, "showgrid": False}
+    yaxis = {"title": "next token", **labels, "tickfont": {"family": "monospace"}, "showgrid": False}
     layout = {"xaxis": {"title": "probability of the next token", "tickformat": ".0%"}, "yaxis": yaxis}
     return figure(*bars, height=90 + 30 * len(frame), barmode="group", **layout), frame
 

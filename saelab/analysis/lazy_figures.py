@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from saelab.analysis.lazy_neurons import SHARES, LayerSparsity, LazyNeurons
-from saelab.core.plotting import BLUE, ORANGE, PALETTE, escape, template
+from saelab.core.plotting import BLUE, ORANGE, PALETTE, escape, figure
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -119,6 +119,4 @@ def _comparison(result: LazyNeurons) -> Drawn:
 
 
 def _figure(traces: list[Any], **layout: Any) -> "Figure":
-    from plotly import graph_objects as go
-
-    return go.Figure(traces, {"template": template(), "height": 320, **layout})
+    return figure(*traces, **{"height": 320, **layout})

@@ -1,5 +1,7 @@
 """Figures: the frame holds what is drawn, and texts from outside are escaped."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,3 +66,41 @@ def test_counts_and_losses():
     figure, frame = figures.prompt_loss(np.array([np.nan, 1.5], np.float32), ["<i>", "b"])
     assert list(figure.data[0].customdata) == ["&lt;i&gt;", "b"]
     assert frame["loss"].tolist()[1] == 1.5
+
+
+def test_there_is_one_place_that_makes_figures():
+    """Subplots are made by Plotly's own function, and take the template by hand."""
+    root = Path(plotting.__file__).parents[1]
+    made = [p.relative_to(root).as_posix() for p in root.rglob("*.py") if "go.Figure(" in p.read_text(encoding="utf-8")]
+    assert made == ["core/plotting.py"]
+    app = root.parent / "app"
+    assert not [p.name for p in app.rglob("*.py") if "go.Figure(" in p.read_text(encoding="utf-8")]
+
+
+def test_colours_of_categories_are_okabe_and_itos():
+    okabe_ito = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+    assert set(plotting.PALETTE) <= okabe_ito
+
+
+def test_every_function_names_its_axes():
+    log = pd.DataFrame({"tokens": [1, 2], "fvu": [0.5, 0.4]})
+    effect = pd.DataFrame({"token": [1, 2], "default": [0.5, 0.1], "steered": [0.2, 0.3], "change": [-0.3, 0.2]})
+    points = pd.DataFrame({"name": ["a"], "architecture": ["topk"], "d_sae": [8], "l0": [2.0], "fvu": [0.1]})
+    histogram = Histogram.linear(0, 4, 4)
+    histogram.update(np.array([0.5, 1.5]))
+    drawn = [
+        histograms.activation_histogram(histogram.result()),
+        histograms.density_histogram(np.array([0.1, 0.01])),
+        histograms.logit_histogram(np.linspace(-1, 1, 50)),
+        figures.feature_scatter(np.arange(3), np.ones(3), x_title="x", y_title="y"),
+        figures.training_curves({"a": log}, "fvu", "FVU"),
+        figures.counts_per_token([0, 3, 5]),
+        figures.probability_changes(effect, ["a", "b"]),
+        figures.prompt_loss(np.array([np.nan, 1.5], np.float32), ["a", "b"]),
+        figures.pareto(points, "fvu", "FVU"),
+    ]
+    for figure, frame in drawn:
+        assert figure.layout.template == plotting.template()
+        assert figure.layout.xaxis.title.text
+        assert figure.layout.yaxis.title.text
+        assert len(frame)

@@ -10,7 +10,7 @@ import numpy as np
 
 from saelab.core.artifacts import atomic_writer
 from saelab.core.errors import MissingFileError
-from saelab.core.plotting import BLUE, VERMILLION, escape, template
+from saelab.core.plotting import BLUE, VERMILLION, escape, figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,13 +65,12 @@ def graph_figure(
 ) -> "tuple[Figure, pd.DataFrame]":
     """Draw a graph; the frame holds the edges drawn. Texts from outside (tokens) are escaped here."""
     import pandas as pd
-    from plotly import graph_objects as go
 
     places = {node.name: node for node in nodes}
     drawn = sorted(edges, key=lambda edge: -abs(edge.weight))[:MOST_EDGES]
-    figure = go.Figure([*_edge_traces(drawn, places), _node_trace(nodes)])
-    figure.update_layout(
-        template=template(),
+    drawn_figure = figure(
+        *_edge_traces(drawn, places),
+        _node_trace(nodes),
         height=height,
         showlegend=False,
         hovermode="closest",
@@ -81,7 +80,7 @@ def graph_figure(
     frame = pd.DataFrame(
         [(edge.source, edge.target, edge.weight) for edge in drawn], columns=["source", "target", "weight"]
     )
-    return figure, frame
+    return drawn_figure, frame
 
 
 def _axis(labels: Sequence[tuple[float, str]], title: str) -> dict[str, Any]:

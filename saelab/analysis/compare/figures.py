@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saelab.analysis.compare.result import Comparison
-from saelab.core.plotting import BLUE, GREEN, MOST_POINTS, ORANGE, SKY, VERMILLION, template
+from saelab.core.plotting import BLUE, GREEN, MOST_POINTS, ORANGE, SKY, VERMILLION, figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +125,9 @@ def cluster_bars(comparison: Comparison) -> "Drawn":
         )
         for side, colour in (("a", BLUE), ("b", ORANGE))
     ]
-    return _figure(bars, height=300, barmode="group", bargap=0.2, yaxis={"title": "features"}), frame
+    return _figure(
+        bars, height=300, barmode="group", bargap=0.2, xaxis={"title": "kind of cluster"}, yaxis={"title": "features"}
+    ), frame
 
 
 def novel_histogram(comparison: Comparison) -> "Drawn":
@@ -139,9 +141,10 @@ def novel_histogram(comparison: Comparison) -> "Drawn":
     frame = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "features": counts})
     hover = "%{x:.2f}: %{y:,} features<extra></extra>"
     bar = go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, marker={"color": GREEN}, hovertemplate=hover)
-    figure = _figure([bar], height=280, xaxis={"title": "largest cosine"}, yaxis={"title": "features"})
-    figure.add_vline(x=comparison.splitting.threshold, line={"color": VERMILLION, "dash": "dot"})
-    return figure, frame
+    axes = {"xaxis": {"title": "largest decoder cosine with the smaller SAE"}, "yaxis": {"title": "features"}}
+    drawn = _figure([bar], height=280, **axes)
+    drawn.add_vline(x=comparison.splitting.threshold, line={"color": VERMILLION, "dash": "dot"})
+    return drawn, frame
 
 
 def _thin(n: int) -> np.ndarray:
@@ -150,6 +153,4 @@ def _thin(n: int) -> np.ndarray:
 
 
 def _figure(traces: list[Any], **layout: Any) -> "Figure":
-    from plotly import graph_objects as go
-
-    return go.Figure(traces, {"template": template(), **layout})
+    return figure(*traces, **layout)

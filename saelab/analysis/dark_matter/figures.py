@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from saelab.analysis.dark_matter.result import DarkMatter
-from saelab.core.plotting import BLUE, GREEN, MOST_POINTS, ORANGE, PALETTE, SCALE, SKY, VERMILLION, escape, template
+from saelab.core.plotting import BLUE, GREEN, MOST_POINTS, ORANGE, PALETTE, SCALE, SKY, VERMILLION, escape, figure
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -64,7 +64,7 @@ def fvu_split(result: DarkMatter) -> Drawn:
             },
         ),
     ]
-    return _figure(bars, barmode="stack", yaxis_title="FVU"), frame
+    return _figure(bars, barmode="stack", xaxis_title="SAE", yaxis_title="FVU"), frame
 
 
 def vector_r2(result: DarkMatter) -> Drawn:
@@ -77,7 +77,7 @@ def vector_r2(result: DarkMatter) -> Drawn:
         "r2_shuffled": ("shuffled", GREY),
     }
     frame = result.to_frame()
-    return _grouped(frame, columns, _names(frame["name"]), "R2 of the error vector"), frame
+    return _grouped(frame, columns, _names(frame["name"]), "SAE", "R2 of the error vector"), frame
 
 
 def norm_r2(result: DarkMatter) -> Drawn:
@@ -110,7 +110,7 @@ def norm_r2(result: DarkMatter) -> Drawn:
         traces.append(trace)
     shuffled = {"x": frame["norm"], "y": frame["shuffled"], "mode": "markers", "name": "shuffled"}
     traces.append(go.Scatter(marker={"color": GREY, "symbol": "x"}, **shuffled))
-    return _figure(traces, yaxis_title="R2 of the squared norm", height=320), frame
+    return _figure(traces, xaxis_title="squared norm of", yaxis_title="R2 on the activation", height=320), frame
 
 
 def baselines(result: DarkMatter) -> Drawn:
@@ -132,7 +132,7 @@ def baselines(result: DarkMatter) -> Drawn:
     frame = pd.DataFrame(rows)
     colours = [GREY if p == "shuffled" else BLUE if p == "activation" else SKY for p in frame["predictor"]]
     bar = go.Bar(x=frame["predictor"], y=frame["r2"], marker={"color": colours})
-    return _figure([bar], yaxis_title="R2 of ||e||^2"), frame
+    return _figure([bar], xaxis_title="predictor", yaxis_title="R2 of ||e||^2"), frame
 
 
 def scaling(result: DarkMatter) -> Drawn:
@@ -239,7 +239,9 @@ def downstream(result: DarkMatter) -> Drawn:
     colours = [GREY if "random" in v else BLUE for v in shown["variant"]]
     clean = result.downstream.ce["clean"]
     bar = go.Bar(x=[names[v] for v in shown["variant"]], y=shown["ce"] - clean, marker={"color": colours})
-    return _figure([bar], yaxis_title="cross-entropy above clean (nats)", height=300), frame
+    return _figure(
+        [bar], xaxis_title="what stands at the site", yaxis_title="cross-entropy above clean (nats)", height=300
+    ), frame
 
 
 def pursuit(result: DarkMatter) -> Drawn:
@@ -247,7 +249,7 @@ def pursuit(result: DarkMatter) -> Drawn:
     frame = result.frames()["pursuit"]
     names = [f"{m}<br>{s:,.0f} tokens/s" for m, s in zip(frame["method"], frame["tokens_per_second"], strict=True)]
     columns = {"fvu": ("FVU", BLUE), "fvu_nonlinear": ("nonlinear", VERMILLION)}
-    return _grouped(frame, columns, names, "FVU"), frame
+    return _grouped(frame, columns, names, "coded by", "FVU"), frame
 
 
 def earlier(result: DarkMatter) -> Drawn:
@@ -259,30 +261,30 @@ def earlier(result: DarkMatter) -> Drawn:
         "nonlinear": ("eta", VERMILLION),
         "shuffled": ("e, shuffled", GREY),
     }
-    return _grouped(frame, columns, _names(frame["predictors"]), "R2"), frame
+    return _grouped(frame, columns, _names(frame["predictors"]), "predicted from", "R2"), frame
 
 
 def error_saes(result: DarkMatter) -> Drawn:
     """FVU of SAEs trained on each part, beside their Gaussian twins."""
     frame = result.frames()["error_saes"]
     columns = {"fvu": ("SAE", BLUE), "fvu_gaussian": ("Gaussian of the same covariance", GREY)}
-    return _grouped(frame, columns, _names(frame["part"]), "FVU"), frame
+    return _grouped(frame, columns, _names(frame["part"]), "part of the error", "FVU"), frame
 
 
-def _grouped(frame: pd.DataFrame, columns: dict[str, tuple[str, str]], names: list[str], title: str) -> "Figure":
+def _grouped(
+    frame: pd.DataFrame, columns: dict[str, tuple[str, str]], names: list[str], x_title: str, y_title: str
+) -> "Figure":
     from plotly import graph_objects as go
 
     bars = [
         go.Bar(x=names, y=frame[column], name=label, marker={"color": colour})
         for column, (label, colour) in columns.items()
     ]
-    return _figure(bars, barmode="group", yaxis_title=title, height=300)
+    return _figure(bars, barmode="group", xaxis_title=x_title, yaxis_title=y_title, height=300)
 
 
 def _figure(traces: list[Any], **layout: Any) -> "Figure":
-    from plotly import graph_objects as go
-
-    return go.Figure(traces, {"template": template(), "height": 280, **layout})
+    return figure(*traces, **{"height": 280, **layout})
 
 
 def _names(values: Any) -> list[str]:
