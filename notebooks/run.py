@@ -4,18 +4,21 @@
     python notebooks/run.py 01 04               some
     python notebooks/run.py --save FOLDER       also write the executed .ipynb files
     python notebooks/run.py --docs              write the table to docs/notebooks.md
+    python notebooks/run.py --record FILE 01    keep the numbers, so that the table can be made of several runs
 
 Time is that of the whole notebook, kernel and imports included; memory is the peak of the kernel's resident set.
 """
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -23,8 +26,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
-LIMIT = 180
-"""Seconds that a notebook may take on two quiet cores."""
 MEMORY = "import resource; resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
 
 
@@ -34,23 +35,29 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="beginnings of the notebooks' names; default: all")
     parser.add_argument("--save", type=Path, help="folder for the executed notebooks")
     parser.add_argument("--docs", action="store_true", help="write docs/notebooks.md")
+    parser.add_argument("--record", type=Path, help="JSON file with the numbers of earlier runs, to be added to")
     parser.add_argument("--timeout", type=int, default=1500, help="seconds that one cell may take")
     options = parser.parse_args()
     paths = [p for p in notebooks() if not options.names or p.name.startswith(tuple(options.names))]
     if not paths:
         parser.error(f"no notebook begins with {', '.join(options.names)}")
-    rows, failed = [], []
+    rows = json.loads(options.record.read_text()) if options.record is not None and options.record.is_file() else {}
+    failed = []
     for path in paths:
         try:
-            rows.append(execute(path, options.timeout, options.save))
+            rows[path.stem] = execute(path, options.timeout, options.save)
         except CellExecutionError as error:
             failed.append(path.stem)
             print(f"{path.stem} failed:\n{error}", file=sys.stderr)
             continue
-        _, seconds, memory = rows[-1]
-        print(f"{path.stem:30} {seconds:6.0f} s {memory:7.0f} MB", flush=True)
-    print(f"{'total':30} {sum(row[1] for row in rows):6.0f} s")
+        print(f"{path.stem:30} {rows[path.stem]['seconds']:6.0f} s {rows[path.stem]['memory']:7.0f} MB", flush=True)
+        if options.record is not None:
+            options.record.write_text(json.dumps(rows, indent=1))
+    print(f"{'total':30} {sum(row['seconds'] for row in rows.values()):6.0f} s")
     if options.docs and not failed:
+        missing = [path.stem for path in notebooks() if path.stem not in rows]
+        if missing:
+            parser.error(f"the table needs {', '.join(missing)} too")
         write_docs(rows)
     return 1 if failed else 0
 
@@ -60,7 +67,7 @@ def notebooks() -> list[Path]:
     return sorted(HERE.glob("[0-9]*.py"))
 
 
-def execute(path: Path, timeout: int, save: Path | None = None) -> tuple[str, float, float]:
+def execute(path: Path, timeout: int, save: Path | None = None) -> dict[str, Any]:
     """Run one notebook in an empty folder; return its title, its seconds, and the kernel's peak memory in MB."""
     notebook = jupytext.read(path)
     title = next(line.removeprefix("# ") for line in notebook.cells[0].source.splitlines() if line.startswith("# "))
@@ -77,10 +84,10 @@ def execute(path: Path, timeout: int, save: Path | None = None) -> tuple[str, fl
                 save.mkdir(parents=True, exist_ok=True)
                 nbformat.write(notebook, save / f"{path.stem}.ipynb")
     (last,) = notebook.cells.pop().outputs
-    return title, seconds, int(last["data"]["text/plain"]) / 1024
+    return {"title": title, "seconds": seconds, "memory": int(last["data"]["text/plain"]) / 1024}
 
 
-def write_docs(rows: list[tuple[str, float, float]]) -> None:
+def write_docs(rows: dict[str, Any]) -> None:
     """Write docs/notebooks.md."""
     lines = [
         "# Notebooks",
@@ -94,9 +101,11 @@ def write_docs(rows: list[tuple[str, float, float]]) -> None:
         "| notebook | seconds | peak memory, MB |",
         "| --- | ---: | ---: |",
     ]
-    for path, (title, seconds, memory) in zip(notebooks(), rows, strict=True):
-        lines.append(f"| `{path.stem}`: {title.split('. ', 1)[-1]} | {seconds:,.0f} | {memory:,.0f} |")
-    total = sum(row[1] for row in rows)
+    for path in notebooks():
+        row = rows[path.stem]
+        title = row["title"].split(". ", 1)[-1]
+        lines.append(f"| `{path.stem}`: {title} | {row['seconds']:,.0f} | {row['memory']:,.0f} |")
+    total = sum(row["seconds"] for row in rows.values())
     lines += [
         f"| all | {total:,.0f} | |",
         "",
