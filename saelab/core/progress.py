@@ -36,7 +36,7 @@ def set_progress(enabled: bool) -> None:
 def progress(title: str, total: float | None, unit: str = "tokens", done: float = 0) -> Iterator[Bar]:
     """Show a bar for ``total`` units of work, of which ``done`` are already there (a resumed run).
 
-    Yields an object with ``advance(n)`` and ``note(text)``. On a pipe the finished line alone is printed.
+    Yields an object with ``advance(n)`` and ``note(text)``. On a pipe, and in a notebook, the finished line alone is printed.
     """
     if not _state["enabled"]:
         yield _Silent()
@@ -69,7 +69,7 @@ def progress(title: str, total: float | None, unit: str = "tokens", done: float 
         TextColumn("eta"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(file=sys.stderr),
+        console=Console(file=sys.stderr, force_jupyter=False),  # in a notebook it would want ipywidgets
     )
 
     class Live:
