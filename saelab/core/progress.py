@@ -36,7 +36,7 @@ def set_progress(enabled: bool) -> None:
 def progress(title: str, total: float | None, unit: str = "tokens", done: float = 0) -> Iterator[Bar]:
     """Show a bar for ``total`` units of work, of which ``done`` are already there (a resumed run).
 
-    Yields an object with ``advance(n)`` and ``note(text)``. On a pipe and in a notebook only the finished line is shown.
+    Yields an object with ``advance(n)`` and ``note(text)``. On a pipe and in a notebook only the finished line shows.
     """
     if not _state["enabled"]:
         yield _Silent()
