@@ -60,6 +60,8 @@ def progress(title: str, total: float | None, unit: str = "tokens", done: float 
             speed = task.finished_speed or task.speed
             return Text(f"{human_count(speed)} {unit}/s" if speed else f"- {unit}/s", style="cyan")
 
+    # In a notebook rich wants ipywidgets, and a kernel that says it is a terminal would keep every frame of the bar.
+    notebook = "ipykernel" in sys.modules
     bar = Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(bar_width=30),
@@ -69,7 +71,7 @@ def progress(title: str, total: float | None, unit: str = "tokens", done: float 
         TextColumn("eta"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(file=sys.stderr, force_jupyter=False),  # in a notebook it would want ipywidgets
+        console=Console(file=sys.stderr, force_jupyter=False, force_terminal=False if notebook else None),
     )
 
     class Live:
