@@ -91,8 +91,8 @@ table.tail(5)
 # Look at the best and at the worst, at what the words say and at where the feature fires. In the run that this was
 # written from, detection was hardly above its shuffled control while fuzzing was far above: nearly every window of 32
 # tokens holds some token of a long list, but which token of a window is marked, a list of tokens can tell. And an
-# untrained SAE came close on most scores. So these token sets say which tokens set a feature off, and that is all they
-# are evidence for.
+# untrained SAE came close on most scores. So these token sets say which tokens set a feature off, and that is all
+# they are evidence for.
 
 # %%
 best, worst = int(table.index[0]), int(table.index[-1])

@@ -75,10 +75,10 @@ pd.concat([e.to_frame().assign(model=n) for n, e in evaluations.items()])[["mode
 #
 # ## Which features are still there?
 #
-# Activations are compared on the same tokens, each SAE on its own model, and features are paired one to one. The SAE on
-# the pruned model that is compared has the *other* seed, like the control: SAEs of one seed start from the same random
-# directions, and after short training features that started alike still are. The third column shows how much that is
-# worth.
+# Activations are compared on the same tokens, each SAE on its own model, and features are paired one to one. The SAE
+# on the pruned model that is compared has the *other* seed, like the control: SAEs of one seed start from the same
+# random directions, and after short training features that started alike still are. The third column shows how much
+# that is worth.
 
 # %%
 text = {"max_tokens": 10_000, "targets": 0}
