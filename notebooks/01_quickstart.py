@@ -131,7 +131,7 @@ sae = trained.load().requires_grad_()  # so that there is something to different
 with model.splice(sae, keep_error=True) as seen:
     spliced = model.logits(tokens, grad=True)
 untouched = model.logits(tokens)
-print("largest change of a logit:", float((spliced - untouched).abs().max()))
+print("largest change of a logit:", float((spliced - untouched).detach().abs().max()))
 best = untouched[0, -1].topk(3)
 print([model.tokenizer.decode(int(i)) for i in best.indices], best.values.softmax(0).tolist())
 

@@ -100,6 +100,9 @@ def _known_architecture(value: Any) -> Any:
     return value
 
 
+_MEMBERS = tuple(architecture.config for _, architecture in ARCHITECTURES.items())
+
+
 def _registered_later(value: Any, handler: Callable[[Any], Any]) -> Any:
     """Take the config of an architecture that a user has registered, which the union cannot know."""
     name = value.get("architecture") if isinstance(value, Mapping) else getattr(value, "architecture", None)
@@ -112,7 +115,6 @@ def _registered_later(value: Any, handler: Callable[[Any], Any]) -> Any:
 if TYPE_CHECKING:
     AnySAEConfig = SAEConfig
 else:
-    _MEMBERS = tuple(architecture.config for _, architecture in ARCHITECTURES.items())
     AnySAEConfig = Annotated[
         SerializeAsAny[Annotated[Union[_MEMBERS], Field(discriminator="architecture")]],  # noqa: UP007
         WrapValidator(_registered_later),
