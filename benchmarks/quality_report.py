@@ -175,6 +175,11 @@ def judge(difference: tuple[float, float] | None, *, lower_is_better: bool) -> s
     return "better" if (gap < 0) == lower_is_better else "worse"
 
 
+def _difference(found: tuple[float, float], lower: bool) -> str:
+    error = "" if math.isnan(found[1]) else f" ± {found[1]:.4f}"
+    return f"{found[0]:+.4f}{error} {judge(found, lower_is_better=lower)}"
+
+
 def _verdicts(rows: Sequence[Row], subject: str) -> str:
     """Differences that the claims are about, at every L0."""
     mine = {v.label: runs_of(rows, subject, v) for v in variants()}
@@ -186,8 +191,7 @@ def _verdicts(rows: Sequence[Row], subject: str) -> str:
         cells = []
         for l0 in POINTS:
             found = paired(mine[ours], mine[theirs], l0, key)
-            text = "-" if found is None else f"{found[0]:+.4f} ± {found[1]:.4f}"
-            cells.append(f"{text} {judge(found, lower_is_better=lower)}" if found else "-")
+            cells.append(_difference(found, lower) if found else "-")
         lines.append([name, *cells])
 
     compare("Mutual-Choice vs TopK, FVU", "saelab mutual_choice", "saelab topk", "fvu")
