@@ -27,6 +27,10 @@ TABLE = (
 """Rows of the table; 250 prompts of each class is what the discrete-code paper uses."""
 
 
+SEEDS = 5
+"""Draws of prompts, SAE and relabellings in the codes' null."""
+
+
 def table(scale: float) -> None:
     """Print one line for each method of each row."""
     for job in TABLE:
@@ -47,7 +51,7 @@ def _is_nan(value: object) -> bool:
 
 
 def null() -> None:
-    """AUC of the discrete codes on the models whose heads are known, true and shuffled labels."""
+    """AUC of the discrete codes on the models whose heads are known, by pooling and score, true and shuffled labels."""
     from saelab.analysis.circuits.scores import roc_auc
     from saelab.analysis.circuits.trained import head_roles
     from saelab.models.components import Components
@@ -57,13 +61,18 @@ def null() -> None:
     trained |= {f"a1.h{h}" for h in np.flatnonzero(roles.induction[1] > 0.5)}
     for model, true in (("hand-induction", {"a0.h0", "a1.h0"}), ("induction-trained", trained)):
         for pooling in ("each", "last", "mean", "max"):
-            found = run_heads(HeadsJob(task="trigger", model=model, pooling=pooling, l1=0.005, n=100))
-            truth = np.array([found.graph.writers[w] in true for w in found.graph.heads])
-            shuffled = float(np.mean([roc_auc(z, truth) for z in found.null_z]))
-            line = {"model": model, "pooling": pooling, "auc": roc_auc(found.z, truth), "auc_shuffled": shuffled}
-            print(
-                json.dumps({**line, "auc_counts": roc_auc(found.unique, truth), "seconds": found.seconds}), flush=True
-            )
+            found = [
+                run_heads(HeadsJob(task="trigger", model=model, pooling=pooling, l1=0.005, n=100, seed=seed))
+                for seed in range(SEEDS)
+            ]
+            truth = np.array([found[0].graph.writers[w] in true for w in found[0].graph.heads])
+            line: dict[str, object] = {"model": model, "pooling": pooling, "seeds": SEEDS}
+            line["auc"] = [round(roc_auc(f.excess, truth), 3) for f in found]
+            line["auc_z"] = [round(roc_auc(f.z, truth), 3) for f in found]
+            line["auc_unique"] = [round(roc_auc(f.unique, truth), 3) for f in found]
+            line["auc_shuffled"] = float(np.mean([roc_auc(n, truth) for f in found for n in f.null_excess]))
+            line["seconds"] = float(np.mean([f.seconds for f in found]))
+            print(json.dumps(line), flush=True)
 
 
 def embedded() -> None:

@@ -45,7 +45,7 @@ def _heads(job: HeadsJob, as_json: bool) -> None:
     console.out.print(
         frame_table(f"{job.task} on {job.model}: {found.n_prompts} prompts, {found.seconds:.1f} s", frame)
     )
-    console.out.print("z: codes on positives only, above relabelled prompts, in their spread", style="dim")
+    console.out.print(f"excess: score ({job.score}) above the mean of relabelled prompts; z: the same in units of their spread", style="dim")
     console.out.print(frame_table("pairs of heads", pairs))
 
 

@@ -134,8 +134,13 @@ class Components:
         self, layer: Layer, pattern: Float[Tensor, "h b t s"], v: Float[Tensor, "g b s e"]
     ) -> Float[Tensor, "h b t d"]:
         """What each head writes to the residual stream; the output bias ``b_O`` belongs to none of them."""
-        z = pattern @ v.repeat_interleave(layer.group, 0)
-        return torch.einsum("hbte,hed->hbtd", z, layer.W_O)
+        return torch.einsum("hbte,hed->hbtd", self.mixed(layer, pattern, v), layer.W_O)
+
+    def mixed(
+        self, layer: Layer, pattern: Float[Tensor, "h b t s"], v: Float[Tensor, "g b s e"]
+    ) -> Float[Tensor, "h b t e"]:
+        """Each head's values averaged by its pattern: what it writes, before its ``W_O``."""
+        return pattern @ v.repeat_interleave(layer.group, 0)
 
     def unembed(self, residual: Float[Tensor, "*n d"], scale: Tensor | None = None) -> Float[Tensor, "*n vocab"]:
         """Logits of the final residual stream, through the final norm."""

@@ -53,8 +53,10 @@ class HeadsJob(TaskJob):
     """L1 penalty, on outputs scaled to mean square 1."""
     examples: int = Field(default=10, gt=0)
     """Prompts the SAE is trained on."""
-    epochs: int = Field(default=500, gt=0)
-    """Training steps of the SAE."""
+    epochs: int = Field(default=100, gt=0)
+    """Most training steps of the SAE; it ends earlier on a plateau."""
+    score: Literal["difference", "unique"] = "difference"
+    """Score of a head: chi-squared of what positives show more often, or the count of codes on positives only."""
     shuffles: int = Field(default=100, ge=20)
     """Relabellings of the prompts for the null."""
 
@@ -133,9 +135,9 @@ def run_heads(job: HeadsJob) -> "CodeScores":
 
 def codes_config(job: HeadsJob) -> Any:
     """The settings of the discrete codes in a job."""
-    from saelab.analysis.circuits.codes import CodesConfig
+    from saelab.analysis.circuits.code_sae import CodesConfig
 
-    names = ("pooling", "latents", "l1", "examples", "epochs", "shuffles", "seed")
+    names = ("pooling", "latents", "l1", "examples", "epochs", "score", "shuffles", "seed")
     return CodesConfig(**{name: getattr(job, name) for name in names})
 
 

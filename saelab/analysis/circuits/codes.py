@@ -9,25 +9,29 @@ pooling over positions decides what it can see and has to be given:
 ``last``  the readout position             ``mean``  the mean over the prompt
 ``max``   the position of largest output   ``each``  every position; an integer counts wherever it stands
 
-``u`` grows with the number of integers a head has in use, whatever the labels. So the score is ``z``: u less its mean
-over random relabellings of the prompts, in units of their spread. (Departures from the authors' code: outputs have one
-global scale so that the penalty means the same for every model; a head without active latents has a code of its own.)
+``u`` (``unique``) grows with the number of integers a head has in use, and one stray negative cancels an integer that
+hundreds of positives show. So the default score is our own, ``difference``: with p and n the shares of positives and of
+negatives that show an integer, q of all, and N prompts of each class, the sum over integers of
+
+    max(0, p - n)^2 / (q (1 - q) 2 / N)        a chi-squared statistic, of what positives show more often
+
+Either score is given less its mean over random relabellings of the prompts (``excess``); ``z``, the excess in units of
+their spread, says how sure it is, but ranks heads worse: a head of few integers has next to no spread.
+(Other departures from the authors' code: outputs have one global scale so that the penalty means the same for every
+model; a head without active latents has a code of its own; ten times the learning rate, and an end at the plateau.)
 """
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
-from torch import Tensor
 
+from saelab.analysis.circuits.code_sae import CodesConfig, encode, output_matrices, pooled
 from saelab.analysis.circuits.graph import EdgeGraph
 from saelab.analysis.circuits.scores import EdgeScores
 from saelab.analysis.circuits.tasks import TaskBatch
-from saelab.core.config import Config
 from saelab.core.errors import ConfigError
 from saelab.core.result import Result
 from saelab.models.components import Components
@@ -36,32 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
-Pooling = Literal["last", "mean", "max", "each"]
 SPREAD = 0.5
-"""Least spread of the null that z divides by, so that one chance code of a head that has few is no great score."""
-ROWS_PER_EXAMPLE = 4
-"""Outputs of a head on one prompt that the SAE is trained on at most (pooling ``each`` has one for every position)."""
-
-
-class CodesConfig(Config):
-    """Settings of discrete-code circuit identification."""
-
-    pooling: Pooling
-    """How a head's outputs on a prompt become integers; there is no default, the result depends on it."""
-    latents: int = Field(default=200, gt=0)
-    """Latents of the SAE."""
-    l1: float = Field(default=0.02, ge=0)
-    """Weight of the L1 penalty, on outputs scaled to mean square 1."""
-    examples: int = Field(default=10, gt=0)
-    """Prompts the SAE is trained on, positives and negatives mixed."""
-    epochs: int = Field(default=500, gt=0)
-    """Full-batch steps."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Adam's learning rate."""
-    shuffles: int = Field(default=100, ge=20)
-    """Relabellings for the null."""
-    seed: int = 0
-    """Of the SAE, its prompts and the relabellings."""
+"""Least spread that z divides by, so that one chance code of a head that has few is no great z."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,14 +51,15 @@ class CodeScores(Result):
     graph: EdgeGraph
     config: CodesConfig
     unique: Int[np.ndarray, " h"]
-    """Integers on positives only, of each head."""
+    """Integers on positives only, of each head: the paper's u."""
+    excess: Float[np.ndarray, " h"]
+    """The score that the config names, less its mean over relabellings."""
     null_mean: Float[np.ndarray, " h"]
-    """Its mean over relabellings."""
-    null_std: Float[np.ndarray, " h"]
+    """That mean."""
     z: Float[np.ndarray, " h"]
-    """(unique - null_mean) / max(null_std, 1/2): the head's score."""
-    null_z: Float[np.ndarray, "shuffles h"]
-    """z of each relabelling by the same formula."""
+    """excess / max(spread of the relabellings, 1/2): how far beyond chance."""
+    null_excess: Float[np.ndarray, "shuffles h"]
+    """Excess of each relabelling."""
     pairs: Int[np.ndarray, "h h"]
     """Pairs of integers on positives only, of each earlier head (row) with each head of a later layer (column)."""
     codes_in_use: Int[np.ndarray, " h"]
@@ -91,7 +72,7 @@ class CodeScores(Result):
     def node_scores(self) -> EdgeScores:
         """The same as scores of writers, for comparison with other methods."""
         nodes = np.full(len(self.graph.writers), np.nan)
-        nodes[list(self.graph.heads)] = np.maximum(self.z, 0)
+        nodes[list(self.graph.heads)] = np.maximum(self.excess, 0)
         details = self.config.model_dump()
         return EdgeScores("codes", self.graph, None, None, nodes, self.seconds, self.n_prompts, details)
 
@@ -102,13 +83,14 @@ class CodeScores(Result):
         frame = pd.DataFrame(
             {
                 "head": [self.graph.writers[w] for w in self.graph.heads],
+                "excess": self.excess,
+                "null": self.null_mean,
                 "z": self.z,
                 "unique": self.unique,
-                "null": self.null_mean,
                 "codes": self.codes_in_use,
             }
         )
-        return frame.sort_values("z", ascending=False, kind="stable").reset_index(drop=True)
+        return frame.sort_values("excess", ascending=False, kind="stable").reset_index(drop=True)
 
     def __repr__(self) -> str:
         best = ", ".join(f"{row.head} {row.z:.1f}" for row in self.to_frame().head(3).itertuples())
@@ -146,115 +128,28 @@ def discrete_codes(parts: Components, batch: TaskBatch, config: CodesConfig) -> 
     began, graph = time.perf_counter(), EdgeGraph.of(parts)
     if config.examples > 2 * len(batch):
         raise ConfigError(f"examples is {config.examples}, but there are {2 * len(batch)} prompts; raise --n")
-    outputs, owner = _pooled(parts, batch, config.pooling)
+    z, owner = pooled(parts, batch, config.pooling)
     labels = np.repeat([True, False], len(batch))
-    generator = torch.Generator().manual_seed(config.seed)
-    codes = _encode(outputs, owner, 2 * len(batch), config, generator)
+    codes = encode(z, output_matrices(parts), owner, len(labels), config)
     presence = _presence(codes, owner, len(labels), config.latents + 1)
-    unique = _unique(presence, labels[None])[0]
     shuffler = np.random.default_rng(config.seed)
     shuffled = np.stack([shuffler.permutation(labels) for _ in range(config.shuffles)])
-    null = _unique(presence, shuffled)
-    mean, std = null.mean(0), null.std(0)
-    spread = np.maximum(std, SPREAD)
+    count = _unique if config.score == "unique" else _difference
+    score, null = count(presence, labels[None])[0], count(presence, shuffled)
+    mean = null.mean(0)
     return CodeScores(
-        graph,
-        config,
-        unique,
-        mean,
-        std,
-        (unique - mean) / spread,
-        (null - mean) / spread,
-        _pairs(codes, labels[owner], graph, config.latents + 1),
-        presence.any(0).sum(1),
-        time.perf_counter() - began,
-        2 * len(batch),
+        graph=graph,
+        config=config,
+        unique=_unique(presence, labels[None])[0],
+        excess=score - mean,
+        null_mean=mean,
+        z=(score - mean) / np.maximum(null.std(0), SPREAD),
+        null_excess=null - mean,
+        pairs=_pairs(codes, labels[owner], graph, config.latents + 1),
+        codes_in_use=presence.any(0).sum(1),
+        seconds=time.perf_counter() - began,
+        n_prompts=len(labels),
     )
-
-
-@torch.no_grad()
-def _pooled(
-    parts: Components, batch: TaskBatch, pooling: Pooling
-) -> tuple[Float[Tensor, "m h d"], Int[np.ndarray, " m"]]:
-    """Head outputs, one row per prompt (or per prompt and position), and the prompt of each row."""
-    found, owners = [], []
-    for side, tokens in enumerate((batch.clean, batch.corrupted)):
-        heads = head_outputs(parts, tokens)
-        valid = batch.valid.to(heads.device)
-        rows = torch.arange(len(batch))
-        if pooling == "last":
-            chosen = heads[:, rows, batch.readout]
-        elif pooling == "mean":
-            chosen = (heads * valid[None, ..., None]).sum(2) / valid.sum(1)[None, :, None]
-        elif pooling == "max":
-            size = heads.norm(dim=-1).masked_fill(~valid, -1).argmax(-1)
-            chosen = heads.gather(2, size[..., None, None].expand(-1, -1, 1, heads.shape[-1])).squeeze(2)
-        else:
-            chosen = heads[:, valid]
-            rows = valid.nonzero()[:, 0].cpu()
-        found.append(chosen.transpose(0, 1))
-        owners.append(rows.numpy() + side * len(batch))
-    return torch.cat(found).float(), np.concatenate(owners)
-
-
-@torch.no_grad()
-def head_outputs(parts: Components, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "heads b t d"]:
-    """What every head writes to the residual stream, in the order of ``EdgeGraph.heads``."""
-    residual = sum(parts.embed(tokens).values(), torch.zeros(()))
-    found: list[Tensor] = []
-    for layer in parts.layers:
-        x = layer.norm1(residual)
-        heads = parts.heads(layer, parts.pattern(layer, x, x), parts.values(layer, x))
-        middle = residual + heads.sum(0) + layer.b_O
-        residual = middle + layer.mlp(layer.norm2(residual if parts.parallel else middle))
-        found.append(heads)
-    return torch.cat(found)
-
-
-def _encode(
-    outputs: Float[Tensor, "m h d"],
-    owner: Int[np.ndarray, " m"],
-    n_prompts: int,
-    config: CodesConfig,
-    generator: torch.Generator,
-) -> Int[np.ndarray, "m h"]:
-    """Train the SAE and return the strongest latent of each output; ``config.latents`` where none is active."""
-    outputs = outputs / outputs.square().mean().sqrt().clamp_min(1e-12)
-    chosen = torch.randperm(n_prompts, generator=generator)[: config.examples]
-    rows = outputs[torch.isin(torch.as_tensor(owner), chosen)].flatten(0, 1)
-    most = ROWS_PER_EXAMPLE * config.examples * outputs.shape[1]
-    rows = rows[torch.randperm(len(rows), generator=generator)[:most]]
-    encoder, b_enc, bias = _train(rows, config, generator)
-    with torch.no_grad():
-        latents = torch.relu((outputs - bias) @ encoder.T + b_enc)
-        best = latents.max(-1)
-        codes: np.ndarray = best.indices.masked_fill(best.values <= 0, config.latents).cpu().numpy()
-    return codes
-
-
-def _train(
-    rows: Float[Tensor, "n d"], config: CodesConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """ReLU SAE with unit rows in encoder and decoder and one bias before and after; MSE + l1 * mean L1 norm.
-
-    Returns encoder, encoder bias and the other bias: nothing else is needed to read codes off.
-    """
-    width = rows.shape[1]
-    start = torch.randn(config.latents, width, generator=generator)
-    encoder, decoder = (start.clone().to(rows).requires_grad_() for _ in range(2))
-    b_enc = torch.zeros(config.latents).to(rows).requires_grad_()
-    bias = torch.zeros(width).to(rows).requires_grad_()
-    optimiser = torch.optim.Adam([encoder, decoder, b_enc, bias], lr=config.lr)
-    with torch.enable_grad():
-        for _ in range(config.epochs):
-            unit_e, unit_d = (torch.nn.functional.normalize(w, dim=1) for w in (encoder, decoder))
-            latents = torch.relu((rows - bias) @ unit_e.T + b_enc)
-            error = (latents @ unit_d + bias - rows).square().mean()
-            loss = error + config.l1 * latents.sum(1).mean()
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-    return torch.nn.functional.normalize(encoder.detach(), dim=1), b_enc.detach(), bias.detach()
 
 
 def _presence(
@@ -266,13 +161,30 @@ def _presence(
     return presence
 
 
+def _shown(
+    presence: Bool[np.ndarray, "n h c"], labels: Bool[np.ndarray, "k n"]
+) -> tuple[Float[np.ndarray, "k h c"], Float[np.ndarray, "k h c"]]:
+    """Number of positives and of negatives that show each integer of each head, for each labelling."""
+    flat = presence.reshape(len(presence), -1).astype(np.float32)
+    shape = (len(labels), *presence.shape[1:])
+    return (labels.astype(np.float32) @ flat).reshape(shape), ((~labels).astype(np.float32) @ flat).reshape(shape)
+
+
 def _unique(presence: Bool[np.ndarray, "n h c"], labels: Bool[np.ndarray, "k n"]) -> Int[np.ndarray, "k h"]:
     """Integers on positives only, for each labelling."""
-    flat = presence.reshape(len(presence), -1).astype(np.float32)
-    positive = labels.astype(np.float32) @ flat > 0
-    negative = (~labels).astype(np.float32) @ flat > 0
-    only: np.ndarray = (positive & ~negative).reshape(len(labels), *presence.shape[1:]).sum(2)
+    positive, negative = _shown(presence, labels)
+    only: np.ndarray = ((positive > 0) & (negative == 0)).sum(2)
     return only
+
+
+def _difference(presence: Bool[np.ndarray, "n h c"], labels: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, "k h"]:
+    """The chi-squared statistic of the module's docstring, for labellings of half positives, half negatives."""
+    positive, negative = _shown(presence, labels)
+    each = labels.shape[1] / 2
+    q = (positive + negative) / (2 * each)
+    more = np.maximum(positive - negative, 0) / each
+    found: np.ndarray = (more**2 / np.maximum(q * (1 - q) * 2 / each, 1e-12)).sum(2)
+    return found
 
 
 def _pairs(

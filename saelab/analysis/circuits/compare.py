@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from saelab.analysis.circuits.acdc import acdc
-from saelab.analysis.circuits.codes import CodesConfig, discrete_codes
+from saelab.analysis.circuits.code_sae import CodesConfig
+from saelab.analysis.circuits.codes import discrete_codes
 from saelab.analysis.circuits.direct import dfa_scores
 from saelab.analysis.circuits.eap import eap
 from saelab.analysis.circuits.exact import patch_edges, patch_nodes

@@ -51,12 +51,13 @@ def test_patching_a_node_is_replacing_its_site(tiny, name):
 
 
 def test_head_values_of_shared_kv_heads_sum_to_the_attention_output(tiny):
-    from saelab.analysis.circuits.codes import head_outputs
+    from saelab.analysis.circuits.code_sae import head_values, output_matrices
 
     for name in ("gpt2", "llama"):
         parts = tiny(name)
         tokens = random_batch(parts.model).clean
-        heads = head_outputs(parts, tokens).unflatten(0, (parts.n_layers, parts.n_heads))
+        heads = torch.einsum("hbte,hed->hbtd", head_values(parts, tokens), output_matrices(parts))
+        heads = heads.unflatten(0, (parts.n_layers, parts.n_heads))
         for layer in range(parts.n_layers):
             site = f"blocks.{layer}.hook_attn_out"
             total = heads[layer].sum(0) + parts.layers[layer].b_O

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saelab.analysis.circuits.circuit import load_circuit, random_circuits, save_circuit, smallest_circuit
-from saelab.analysis.circuits.codes import CodesConfig
+from saelab.analysis.circuits.code_sae import CodesConfig
 from saelab.analysis.circuits.compare import compare
 from saelab.analysis.circuits.eap import eap
 from saelab.analysis.circuits.run import EdgeRunner, Setting
