@@ -80,10 +80,10 @@ def embedded() -> None:
     for task in ("recall", "bracket", "induction"):
         for method in ("eap-ig", "acdc"):
             circuit = run_find(FindJob(task=task, method=method, n=64, n_heldout=128, target=0.9))
-            random = circuit.random_faithfulness
             line = {"task": task, "method": method, "edges": circuit.n_edges, "share": circuit.share}
             line |= {"heads": circuit.heads, "mlps": circuit.mlps, "faithfulness": circuit.faithfulness}
-            line |= {"without": circuit.completeness, "random_mean": float(np.mean(random)), "random_best": max(random)}
+            line |= {"own_prompts": circuit.faithfulness_train, "without": circuit.completeness}
+            line |= {f"random_{name}": [float(np.mean(v)), max(v)] for name, v in circuit.random_faithfulness.items()}
             print(json.dumps(line), flush=True)
 
 

@@ -45,7 +45,10 @@ def _heads(job: HeadsJob, as_json: bool) -> None:
     console.out.print(
         frame_table(f"{job.task} on {job.model}: {found.n_prompts} prompts, {found.seconds:.1f} s", frame)
     )
-    console.out.print(f"excess: score ({job.score}) above the mean of relabelled prompts; z: the same in units of their spread", style="dim")
+    console.out.print(
+        f"excess: score ({job.score}) above the mean of relabelled prompts; z: the same in units of their spread",
+        style="dim",
+    )
     console.out.print(frame_table("pairs of heads", pairs))
 
 
@@ -85,7 +88,6 @@ def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(finite(circuit.to_dict())))
         return
-    random = circuit.random_faithfulness
     console.out.print(
         console.key_value_table(
             f"{circuit.task} on {circuit.model}: circuit by {circuit.method}",
@@ -97,13 +99,15 @@ def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
                 "on its own prompts": circuit.faithfulness_train,
                 "without it": circuit.completeness,
                 "metric": f"{circuit.model_score:.3f} model, {circuit.empty_score:.3f} nothing",
-                "random circuits": f"{sum(random) / len(random):.3f} mean, {max(random):.3f} best of {len(random)}",
+                **circuit.control_lines(),
             },
             {
                 "faithfulness": f"on {circuit.n_heldout} held-out prompts: 1 the whole model, 0 every edge removed",
                 "without it": "faithfulness of all other edges, held-out prompts",
                 "metric": f"{circuit.setting.metric}, held-out prompts",
-                "random circuits": "as many edges",
+                "random edges": "as many, drawn from all",
+                "random paths": "as many edges, on paths from the embeddings to the logits",
+                "random heads and MLPs": "as many of each, with all edges among them",
             },
         )
     )

@@ -50,7 +50,7 @@ def _edges(folder: Path) -> ShownCircuit:
     from saelab.analysis.circuits.circuit import load_circuit
 
     circuit = load_circuit(folder)
-    chance = max(circuit.random_faithfulness, default=float("nan"))
+    chance = {control: max(values, default=float("nan")) for control, values in circuit.random_faithfulness.items()}
     numbers = {
         "edges": (f"{circuit.n_edges:,}", f"Edges in the circuit: {circuit.share:.1%} of the model's."),
         "heads": (f"{len(circuit.heads)}", "Attention heads that something in the circuit reads."),
@@ -58,7 +58,11 @@ def _edges(folder: Path) -> ShownCircuit:
             f"{circuit.faithfulness:.3f}",
             "Share of the task that the circuit does alone, on prompts it was not found on: 1 is the whole model.",
         ),
-        "by chance": (f"{chance:.3f}", "The best random circuit of as many edges."),
+        "by chance": (
+            f"{chance['paths']:.3f}",
+            "The best random circuit of as many edges on paths from the embeddings to the logits; of as many heads and "
+            f"MLPs with all the edges among them: {chance['parts']:.3f}.",
+        ),
         "left outside": (
             f"{circuit.completeness:.3f}",
             "Share of the task that everything but the circuit does: near 0 when nothing is left outside.",
@@ -113,7 +117,11 @@ def _features(folder: Path) -> ShownCircuit:
             f"Best share of the task that the nodes of a size do alone, on unseen prompts: {best['n_nodes']:,} nodes."
         )
         numbers["faithfulness"] = (f"{best['faithfulness']:.3f}", meaning)
-        numbers["by chance"] = (f"{best['random']:.3f}", "Random sets of as many nodes.")
+        numbers["by chance"] = (
+            f"{best['random']:.3f}",
+            "Random sets of as many nodes at each site; as many that change most between the prompts: "
+            f"{best['changed']:.3f}.",
+        )
     about = f"{data['model']}, effects by {data['method']} on {data['metric']}; {data['n_heldout']:,} unseen prompts"
     return ShownCircuit(str(data["task"]), about, numbers, figure, pd.DataFrame(rows))
 

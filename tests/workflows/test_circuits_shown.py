@@ -14,7 +14,7 @@ def test_feature_circuit(tmp_path):
         {"node": f"{SITE}/all/7", "effect": -2.0, "exact": -1.5},
         {"node": f"{SITE}/all/error", "effect": 0.5, "exact": None},
     ]
-    curve = [{"threshold": 0.1, "n_nodes": 2, "faithfulness": 0.9, "completeness": 0.1, "random": 0.2}]
+    curve = [{"threshold": 0.1, "n_nodes": 2, "faithfulness": 0.9, "completeness": 0.1, "random": 0.2, "changed": 0.3}]
     about = {"model": "m", "task": "t", "method": "ig", "metric": "nll", "n_heldout": 3, "n_candidates": 40}
     edges = [{"source": f"{SITE}/all/7", "target": "metric/all/0", "weight": 1.0}]
     data = {**about, "sites": [SITE], "nodes": nodes, "edges": edges, "curve": curve}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from saelab.analysis.circuits.controls import CONTROLS
 from saelab.analysis.circuits.graph import EdgeGraph
 from saelab.analysis.circuits.run import EdgeRunner, Setting
 from saelab.analysis.circuits.scores import EdgeScores, faithfulness, node_circuit, top_edges
@@ -44,8 +45,8 @@ class Circuit(Result):
     """The same on held-out prompts."""
     completeness: float
     """The same of everything but the circuit, on held-out prompts: near 0 when nothing is left outside."""
-    random_faithfulness: tuple[float, ...]
-    """The same of random circuits with as many edges, on held-out prompts."""
+    random_faithfulness: dict[str, tuple[float, ...]]
+    """The same of random circuits, by control (:mod:`saelab.analysis.circuits.controls`), on held-out prompts."""
     model_score: float
     """Metric of the whole model on the held-out prompts."""
     empty_score: float
@@ -74,6 +75,14 @@ class Circuit(Result):
     def mlps(self) -> list[str]:
         """MLPs in the circuit."""
         return [self.graph.writers[w] for w in self.graph.nodes(self.edges) if self.graph.writers[w].startswith("m")]
+
+    def control_lines(self) -> dict[str, str]:
+        """Mean and best faithfulness of the random circuits, by what they have in common with this one."""
+        names = {"edges": "random edges", "paths": "random paths", "parts": "random heads and MLPs"}
+        return {
+            names[control]: f"{np.mean(values):.3f} mean, {max(values):.3f} best of {len(values)}"
+            for control, values in self.random_faithfulness.items()
+        }
 
     def to_frame(self) -> "pd.DataFrame":
         """One row for each edge in the circuit, largest score first."""
@@ -122,8 +131,8 @@ def smallest_circuit(
 ) -> Circuit:
     """Smallest circuit from a method's scores whose faithfulness is at least ``target`` on the runner's prompts.
 
-    Sizes are tried from ``SIZES``. Random circuits have as many edges, drawn from all. Raises :class:`ConfigError` when
-    even all edges that lead somewhere do not reach the target.
+    Sizes are tried from ``SIZES``; ``n_random`` circuits of each control are judged beside it. Raises
+    :class:`ConfigError` when even all edges that lead somewhere do not reach the target.
     """
     graph = runner.graph
     sizes = [max(1, round(share * graph.n_edges)) for share in SIZES]
@@ -138,8 +147,9 @@ def smallest_circuit(
             f"no circuit from {scores.method} reaches faithfulness {target}; the best has {found.max():.2f}"
         )
     mask = tried[good[0]]
-    controls = random_circuits(graph, int(mask.sum()), n_random, seed)
-    judged = faithfulness(heldout, np.concatenate([mask[None], (graph.valid & ~mask)[None], controls]))
+    chance = {name: control(graph, mask, n_random, seed) for name, control in CONTROLS.items()}
+    judged = faithfulness(heldout, np.concatenate([mask[None], (graph.valid & ~mask)[None], *chance.values()]))
+    by_control = zip(chance, judged[2:].reshape(len(chance), n_random).tolist(), strict=True)
     return Circuit(
         model=runner.parts.model.name,
         model_fingerprint=runner.parts.model.fingerprint,
@@ -152,23 +162,13 @@ def smallest_circuit(
         faithfulness_train=float(found[good[0]]),
         faithfulness=float(judged[0]),
         completeness=float(judged[1]),
-        random_faithfulness=tuple(float(v) for v in judged[2:]),
+        random_faithfulness={name: tuple(values) for name, values in by_control},
         model_score=heldout.clean_score,
         empty_score=float(heldout.scores(graph.valid[None])[0]),
         n_train=len(runner.batch),
         n_heldout=len(heldout.batch),
         seed=seed,
     )
-
-
-def random_circuits(graph: EdgeGraph, n_edges: int, n: int, seed: int) -> Bool[np.ndarray, "n r w"]:
-    """Return n circuits of exactly ``n_edges`` edges each, drawn from all edges alike."""
-    generator = np.random.default_rng(seed)
-    places = np.flatnonzero(graph.valid)
-    masks = np.zeros((n, graph.valid.size), bool)
-    for row in masks:
-        row[generator.choice(places, n_edges, replace=False)] = True
-    return masks.reshape(n, *graph.valid.shape)
 
 
 def save_circuit(circuit: Circuit, folder: str | Path, *, force: bool = False) -> Path:
@@ -203,5 +203,5 @@ def load_circuit(folder: str | Path) -> Circuit:
         graph=graph,
         edges=edges,
         scores=scores,
-        random_faithfulness=tuple(data["random_faithfulness"]),
+        random_faithfulness={name: tuple(values) for name, values in data["random_faithfulness"].items()},
     )

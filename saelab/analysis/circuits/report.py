@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from saelab.analysis.circuits.figure import circuit_figure, page, table_html
 
 if TYPE_CHECKING:
@@ -15,7 +13,6 @@ def circuit_report(circuit: "Circuit") -> str:
     import pandas as pd
 
     setting = circuit.setting
-    random = np.asarray(circuit.random_faithfulness)
     facts = pd.DataFrame(
         [
             ("edges", f"{circuit.n_edges} of {circuit.graph.n_edges} ({circuit.share:.1%})"),
@@ -24,7 +21,7 @@ def circuit_report(circuit: "Circuit") -> str:
             ("faithfulness", f"{circuit.faithfulness:.3f} on {circuit.n_heldout} held-out prompts"),
             ("on the prompts it was found on", f"{circuit.faithfulness_train:.3f} ({circuit.n_train} prompts)"),
             ("all other edges", f"{circuit.completeness:.3f}"),
-            ("random circuits of as many edges", f"{random.mean():.3f} mean, {random.max():.3f} best of {len(random)}"),
+            *circuit.control_lines().items(),
             ("metric", setting.metric),
             ("ablation", setting.ablation),
             ("positions", setting.positions),
@@ -35,7 +32,8 @@ def circuit_report(circuit: "Circuit") -> str:
     )
     note = (
         "<p>Faithfulness is (m(C) - m(nothing)) / (m(model) - m(nothing)), with every edge outside the circuit "
-        "carrying the ablation's value.</p>"
+        "carrying the ablation's value. Random edges: as many, drawn from all. Random paths: as many, on paths from "
+        "the embeddings to the logits. Random heads and MLPs: as many of each, with all the edges among them.</p>"
     )
     sections = [("Judgement", table_html(facts) + note), ("Edges", table_html(circuit.to_frame()))]
     return page(f"{circuit.task} on {circuit.model}", circuit_figure(circuit)[0], sections)

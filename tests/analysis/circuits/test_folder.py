@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from saelab.analysis.circuits.circuit import load_circuit, random_circuits, save_circuit, smallest_circuit
+from saelab.analysis.circuits.circuit import load_circuit, save_circuit, smallest_circuit
 from saelab.analysis.circuits.code_sae import CodesConfig
 from saelab.analysis.circuits.compare import compare
+from saelab.analysis.circuits.controls import CONTROLS
 from saelab.analysis.circuits.eap import eap
 from saelab.analysis.circuits.run import EdgeRunner, Setting
 from saelab.analysis.circuits.tasks import task_batch
@@ -34,11 +35,13 @@ def test_the_smallest_circuit_is_found_saved_and_read_again(runners, tmp_path):
     assert circuit.heads == ["a0.h0", "a1.h0"]
     assert circuit.faithfulness == pytest.approx(1, abs=1e-3)
     assert circuit.completeness == pytest.approx(0, abs=1e-3)
-    assert max(circuit.random_faithfulness) < 0.5
+    assert set(circuit.random_faithfulness) == {"edges", "paths", "parts"}
+    assert max(max(values) for values in circuit.random_faithfulness.values()) < 0.5
     folder = save_circuit(circuit, tmp_path / "c")
     again = load_circuit(folder)
     assert (again.edges == circuit.edges).all()
     assert again.to_frame().equals(circuit.to_frame())
+    assert again.random_faithfulness == circuit.random_faithfulness
     opened = open_circuit(folder)
     assert opened.manifest["kind"] == "circuit"
     assert len(opened.figure.data) == len(circuit.plot().data)
@@ -54,12 +57,21 @@ def test_a_target_out_of_reach_is_one_line(runners):
         smallest_circuit(train, heldout, scores, target=99)
 
 
-def test_random_circuits_have_the_size_asked_for(runners):
+def test_random_circuits_have_the_size_of_the_circuit(runners):
     graph = runners[0].graph
-    masks = random_circuits(graph, 9, 5, 0)
-    assert (masks.sum((1, 2)) == 9).all()
-    assert not (masks & ~graph.valid).any()
-    assert not (masks[0] == masks[1]).all()
+    circuit = graph.mask(["embed->a0.h0<v>", "a0.h0->a1.h0<k>", "a1.h0->m1", "m1->logits", "embed->a1.h0<v>"])
+    for name, control in CONTROLS.items():
+        masks = control(graph, circuit, 6, 0)
+        assert not (masks & ~graph.valid).any()
+        assert len({mask.tobytes() for mask in masks}) > 1
+        if name != "parts":
+            assert (masks.sum((1, 2)) == circuit.sum()).all()
+        if name != "edges":
+            assert all((graph.connected(mask) == mask).all() for mask in masks), "nothing in it leads nowhere"
+    for mask in CONTROLS["parts"](graph, circuit, 6, 0):
+        names = [graph.writers[w] for w in graph.nodes(mask)]
+        assert sum(name.startswith("a") for name in names) == 2
+        assert sum(name.startswith("m") for name in names) == 1
 
 
 def test_compare_against_the_known_circuit(known):

@@ -56,7 +56,9 @@ class CurvePoint:
     faithfulness: float
     completeness: float
     random: float
-    """Mean faithfulness of random sets of as many nodes of nonzero effect, error nodes treated alike."""
+    """Mean faithfulness of random sets of as many nodes at each site, of nonzero effect, error nodes treated alike."""
+    changed: float
+    """Faithfulness of as many nodes at each site that change most between the prompts, whatever that does."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,7 +168,8 @@ def find_feature_circuit(
     levels = thresholds if thresholds is not None else np.geomspace(1e-3, 1, 8)
     judge = Judge(heldout, errors)
     generator = torch.Generator().manual_seed(seed)
-    curve = [_point(judge, table, float(level), largest, generator) for level in levels]
+    tables = table, changes(runner, aggregation)
+    curve = [_point(judge, tables, float(level), largest, generator) for level in levels]
     return FeatureCircuit(
         model=runner.model.name,
         task=runner.batch.name,
@@ -254,27 +257,48 @@ class Judge:
         return (self.score(masks) - self.empty) / (self.full - self.empty)
 
 
-def _point(judge: Judge, table: Table, level: float, largest: float, generator: torch.Generator) -> CurvePoint:
+def changes(runner: FeatureRunner, aggregation: Aggregation) -> Table:
+    """Length of what each node adds to its site, other run less clean run: mean over prompts, laid out as effects."""
+    table: Table = {}
+    for d in runner.dictionaries:
+        clean, other = runner.clean[d.site], runner.other[d.site]
+        latents = (other.latents - clean.latents).abs() * d.rows.norm(dim=1)
+        error = (other.error - clean.error).norm(dim=-1, keepdim=True)
+        both = (torch.cat([latents, error], -1) * runner.valid).double().mean(0)
+        table[d.site] = (both.sum(0, keepdim=True) if aggregation == "sum" else both).float()
+    return table
+
+
+def _point(
+    judge: Judge, tables: tuple[Table, Table], level: float, largest: float, generator: torch.Generator
+) -> CurvePoint:
+    """Judge the nodes above a threshold beside chance; the tables hold effects and changes."""
+    table, change = tables
     masks = {site: values.abs() >= max(level * largest, 1e-12) for site, values in table.items()}
-    n = int(sum(mask.sum() for mask in masks.values()))
-    random = np.mean([judge.faithfulness(_shuffled(table, n, generator)) for _ in range(3)])
+    random = [judge.faithfulness(_like(masks, table, generator)) for _ in range(3)]
+    most = {site: _largest(change[site], int(mask.sum())) for site, mask in masks.items()}
     return CurvePoint(
         level,
-        n,
+        int(sum(mask.sum() for mask in masks.values())),
         judge.faithfulness(masks),
         judge.faithfulness({site: ~mask for site, mask in masks.items()}),
-        float(random),
+        float(np.mean(random)),
+        judge.faithfulness(most),
     )
 
 
-def _shuffled(table: Table, n: int, generator: torch.Generator) -> dict[str, Bool[Tensor, "p f"]]:
-    """Draw n nodes from those of nonzero effect."""
-    flat = torch.cat([values.flatten() for values in table.values()]) != 0
-    places = flat.nonzero()[:, 0]
-    chosen = torch.zeros_like(flat)
-    chosen[places[torch.randperm(len(places), generator=generator)[:n].to(places.device)]] = True
-    found, start = {}, 0
+def _like(
+    masks: dict[str, Bool[Tensor, "p f"]], table: Table, generator: torch.Generator
+) -> dict[str, Bool[Tensor, "p f"]]:
+    """Draw as many nodes at each site, from those of nonzero effect."""
+    found = {}
     for site, values in table.items():
-        found[site] = chosen[start : start + values.numel()].view(values.shape)
-        start += values.numel()
+        noise = torch.rand(values.shape, generator=generator).to(values.device)
+        found[site] = _largest(torch.where(values != 0, noise, -1), int(masks[site].sum()))
     return found
+
+
+def _largest(values: Float[Tensor, "p f"], n: int) -> Bool[Tensor, "p f"]:
+    chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    chosen[values.flatten().topk(n).indices] = True
+    return chosen.view_as(values)
