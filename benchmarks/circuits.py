@@ -1,6 +1,8 @@
 """Circuit methods side by side, and the circuits that the docs tell of.
 
     python benchmarks/circuits.py table    # seconds, AUC, faithfulness, CPR, CMD of every method; the codes' null
+    python benchmarks/circuits.py speed    # discrete codes and ACDC at 32 and 250 prompts
+    python benchmarks/circuits.py null     # the codes on models whose heads are known, shuffled labels too
     python benchmarks/circuits.py embedded # circuits of the embedded model, with random circuits beside them
 
 All methods of a row see the same prompts on the same machine, one after another. Writes one JSON object per line.
@@ -15,7 +17,16 @@ import numpy as np
 import torch
 
 from saelab.core.progress import set_progress
-from saelab.workflows.circuits import CompareJob, FindJob, HeadsJob, open_model, run_compare, run_find, run_heads
+from saelab.workflows.circuits import (
+    CompareJob,
+    FindJob,
+    HeadsJob,
+    open_model,
+    open_task,
+    run_compare,
+    run_find,
+    run_heads,
+)
 
 TABLE = (
     CompareJob(task="trigger", model="hand-induction", ablation="zero", metric="kl", pooling="each", l1=0.005, n=128,
@@ -43,7 +54,6 @@ def table(scale: float) -> None:
             print(json.dumps({key: None if _is_nan(value) else value for key, value in data.items()}), flush=True)
         print(json.dumps({"model": job.model, "task": job.task, "truth": found.truth, "n_edges": found.n_edges,
                           "n_true_edges": found.n_true_edges}), flush=True)  # fmt: skip
-    null()
 
 
 def _is_nan(value: object) -> bool:
@@ -75,6 +85,36 @@ def null() -> None:
             print(json.dumps(line), flush=True)
 
 
+def speed() -> None:
+    """Print seconds of ACDC and of the discrete codes on the same prompts, and the AUC of both over the heads.
+
+    Truth: heads whose whole output, when patched, moves the metric by more than 2 % of what patching everything does.
+    """
+    from saelab.analysis.circuits.acdc import acdc
+    from saelab.analysis.circuits.code_sae import CodesConfig
+    from saelab.analysis.circuits.codes import discrete_codes
+    from saelab.analysis.circuits.exact import patch_nodes
+    from saelab.analysis.circuits.run import EdgeRunner
+    from saelab.analysis.circuits.scores import roc_auc
+
+    for n in (32, 250):
+        parts, train, _, setting = open_task(CompareJob(task="bracket", pooling="last", n=n, n_heldout=2))
+        runner = EdgeRunner(parts, train, setting)
+        heads = list(runner.graph.heads)
+        everything = abs(float(runner.scores(runner.graph.valid[None])[0]) - runner.clean_score)
+        truth = np.abs(patch_nodes(runner).nodes[heads]) > 0.02 * everything
+        found = acdc(runner, 0.01 * everything)
+        line = {"task": "bracket", "n": len(train), "true_heads": int(truth.sum()), "heads": len(heads)}
+        about = {"acdc_runs": found.details["runs"], "acdc_auc": roc_auc(found.nodes[heads], truth)}
+        print(json.dumps({**line, **about, "acdc_seconds": found.seconds}), flush=True)
+        for pooling in ("last", "each", "mean", "max"):
+            codes = discrete_codes(parts, train, CodesConfig(pooling=pooling))
+            auc = {"auc": roc_auc(codes.excess, truth), "auc_unique": roc_auc(codes.unique, truth)}
+            auc["auc_shuffled"] = float(np.mean([roc_auc(null, truth) for null in codes.null_excess]))
+            times = {"seconds": codes.seconds, "acdc_seconds_over_this": found.seconds / codes.seconds}
+            print(json.dumps({**line, "pooling": pooling, **auc, **times}), flush=True)
+
+
 def embedded() -> None:
     """Print the circuits of the embedded model's tasks by two methods."""
     for task in ("recall", "bracket", "induction"):
@@ -90,13 +130,16 @@ def embedded() -> None:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["table", "embedded"])
+    parser.add_argument("what", choices=["table", "speed", "null", "embedded"])
     parser.add_argument("--scale", type=float, default=1.0, help="prompts, as a share of the usual number")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     set_progress(False)
-    table(given.scale) if given.what == "table" else embedded()
+    if given.what == "table":
+        table(given.scale)
+    else:
+        {"speed": speed, "null": null, "embedded": embedded}[given.what]()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ COMMANDS = {
         "attention_command",
         "Explain a feature of an attention SAE by heads and positions.",
     ),
+    "roles": ("circuits_features", "roles_command", "Heads with one role or many, by an attention SAE's features."),
+    "prefixes": ("circuits_features", "prefixes_command", "Induction heads, and the length of prefix they need."),
     "graph": ("circuits_features", "graph_command", "Attribution graph of one prompt, with transcoders."),
 }
 

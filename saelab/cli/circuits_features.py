@@ -6,6 +6,7 @@ import click
 
 from saelab.cli.circuits_edges import finite, frame_table
 from saelab.cli.options import config_command, force_option, json_option
+from saelab.workflows.circuits_attention import PrefixesJob, RolesJob, run_prefixes, run_roles
 from saelab.workflows.circuits_features import (
     AttentionJob,
     FeaturesJob,
@@ -75,6 +76,34 @@ def _graph(job: GraphJob, out: str | None, force: bool, as_json: bool) -> None:
         console.say(f"{out}: graph.json, report.html")
 
 
+def _roles(job: RolesJob, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        frame = run_roles(job)
+    if as_json:
+        click.echo(json.dumps(finite(frame.to_dict("records"))))
+        return
+    frame["features"] = [" ".join(str(i) for i in row[:5]) for row in frame["features"]]
+    frame["shares"] = [f"{max(row, default=0):.2f} to {min(row, default=0):.2f}" for row in frame["shares"]]
+    frame["tokens"] = [" ".join(repr(token) for token in row[:8]) for row in frame["tokens"]]
+    console.out.print(frame_table(f"roles of heads: the {job.n} features that each writes most of", frame))
+    console.out.print("similarity: mean overlap of two features' top tokens; 1 one role, 0 many", style="dim")
+
+
+def _prefixes(job: PrefixesJob, as_json: bool) -> None:
+    from saelab.cli import console
+
+    with console.quiet_if(as_json):
+        frame = run_prefixes(job)
+    if as_json:
+        click.echo(json.dumps(finite(frame.to_dict("records"))))
+        return
+    title = f"induction of {job.model} by the length of the repeated prefix"
+    console.out.print(frame_table(title, frame))
+    console.out.print("attention to the token after the first copy; kind: none when all are under 0.3", style="dim")
+
+
 _OUT = "Write the result and its report to this folder."
 
 features_command = config_command(
@@ -91,6 +120,21 @@ attention_command = config_command(
     positional="sae",
     extra=[json_option()],
     help_text="Explain one feature of the attention SAE in folder SAE on a prompt: heads, source positions, tree.",
+)
+roles_command = config_command(
+    "roles",
+    RolesJob,
+    _roles,
+    positional="sae",
+    extra=[json_option()],
+    help_text="For each head, the features of an attention SAE that it writes most of, and how alike they are.",
+)
+prefixes_command = config_command(
+    "prefixes",
+    PrefixesJob,
+    _prefixes,
+    extra=[json_option()],
+    help_text="Find induction heads, and whether they need a short or a long repeated prefix.",
 )
 graph_command = config_command(
     "graph",

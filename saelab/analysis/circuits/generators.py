@@ -25,7 +25,7 @@ def draw(spec: TaskSpec, model: Any, n: int, seed: int, split: Split) -> list[Pr
             f"(known: {', '.join(GENERATORS)})"
         )
     function, on_tokens = GENERATORS[spec.generator]
-    vocabulary = _words(model) if on_tokens == "any" else range(model.d_vocab)
+    vocabulary = words(model) if on_tokens == "any" else range(model.d_vocab)
     generator = np.random.default_rng(seed)
     found: dict[Any, Prompt] = {}
     for _ in range(ATTEMPTS * n):
@@ -37,7 +37,7 @@ def draw(spec: TaskSpec, model: Any, n: int, seed: int, split: Split) -> list[Pr
     return list(found.values())
 
 
-def _words(model: Any) -> Sequence[int]:
+def words(model: Any) -> Sequence[int]:
     """Token ids to draw random prompts from: whole lower-case words of a tokenizer, or all ids but 0 without one."""
     from saelab.core.errors import ModelError
 
