@@ -2,9 +2,9 @@
 
 import json
 
-import pytest
-
 from saelab.cli.main import _run
+from saelab.workflows.train import TrainJob, run_train
+from tests.made import saelab
 
 
 def test_prefixes_of_the_hand_set_model(capsys):
@@ -18,18 +18,19 @@ def test_prefixes_of_the_hand_set_model(capsys):
     assert "length is 12" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_roles_of_the_embedded_models_heads(tmp_path, capsys):
-    sae, store = str(tmp_path / "sae"), str(tmp_path / "store")
-    train = ["train", "--model", "embedded", "--text", "stdlib:train", "--site", "blocks.1.attn.hook_z", "--out", sae]
-    sizes = ["--architecture", "topk", "--d_sae", "64", "--k", "8", "--tokens", "20000"]
-    assert _run([*train, *sizes]) == 0
-    assert _run(["build", sae, "--text", "stdlib:heldout", "--tokens", "20000", "--out", store]) == 0
+def test_roles_of_the_embedded_models_heads(made, tmp_path, capsys):
+    live = {"model": "embedded", "text": str(made / "code.txt"), "tokens": {"context": 64}, "buffer_rows": 1000}
+    sae = {"d_sae": 96, "k": 8, "architecture": "topk"}
+    training = {"tokens": 4000, "batch_size": 500}
+    (trained,) = run_train(TrainJob(live=live, site="blocks.1.attn.hook_z", sae=sae, training=training), tmp_path / "a")
+    store = tmp_path / "store"
+    assert saelab("build", trained.path, "--text", made / "code.txt", "--max_tokens", 3000, "--out", store) == 0
     capsys.readouterr()
-    assert _run(["circuits", "roles", sae, "--features", store, "--n", "4", "--json"]) == 0
+    assert saelab("circuits", "roles", trained.path, "--features", store, "--n", 4, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["head"] for row in rows] == [f"1.{head}" for head in range(6)]
     for row in rows:
         assert 0 <= row["similarity"] <= 1
         assert row["shares"] == sorted(row["shares"], reverse=True)
         assert len(row["features"]) == 4
+        assert row["tokens"]
