@@ -97,14 +97,14 @@ def speed() -> None:
     from saelab.analysis.circuits.run import EdgeRunner
     from saelab.analysis.circuits.scores import roc_auc
 
-    for n in (32, 250):
-        parts, train, _, setting = open_task(CompareJob(task="bracket", pooling="last", n=n, n_heldout=2))
+    for task, n in (("recall", 100), ("bracket", 32), ("bracket", 250)):
+        parts, train, _, setting = open_task(CompareJob(task=task, pooling="last", n=n, n_heldout=2))
         runner = EdgeRunner(parts, train, setting)
         heads = list(runner.graph.heads)
         everything = abs(float(runner.scores(runner.graph.valid[None])[0]) - runner.clean_score)
         truth = np.abs(patch_nodes(runner).nodes[heads]) > 0.02 * everything
         found = acdc(runner, 0.01 * everything)
-        line = {"task": "bracket", "n": len(train), "true_heads": int(truth.sum()), "heads": len(heads)}
+        line = {"task": task, "n": len(train), "true_heads": int(truth.sum()), "heads": len(heads)}
         about = {"acdc_runs": found.details["runs"], "acdc_auc": roc_auc(found.nodes[heads], truth)}
         print(json.dumps({**line, **about, "acdc_seconds": found.seconds}), flush=True)
         for pooling in ("last", "each", "mean", "max"):
