@@ -120,7 +120,9 @@ class HeadReport:
     """Mean overlap (Jaccard) of pairs of their top-token sets: 1 one role, 0 nothing in common."""
 
 
-def head_reports(sae: Dictionary, n_heads: int, top_tokens: dict[int, set[int]], n: int = 10) -> list[HeadReport]:
+def head_reports(
+    sae: Dictionary, n_heads: int, top_tokens: dict[int, set[int]] | dict[int, set[str]], n: int = 10
+) -> list[HeadReport]:
     """For each head its n latents of largest share, of those with known top tokens, and how alike these are.
 
     An automatic stand-in for a person's judgement of whether a head has one role: a low similarity says "polysemantic".
