@@ -110,7 +110,8 @@ class Circuit(Result):
     def __repr__(self) -> str:
         return (
             f"Circuit({self.task} on {self.model} by {self.method}: {self.n_edges} of {self.graph.n_edges} edges, "
-            f"held-out faithfulness {self.faithfulness:.3f}, random paths {np.mean(self.random_faithfulness['paths']):.3f})"
+            f"held-out faithfulness {self.faithfulness:.3f}, "
+            f"random paths {np.mean(self.random_faithfulness['paths']):.3f})"
         )
 
     def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
