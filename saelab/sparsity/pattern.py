@@ -63,11 +63,32 @@ class NofM:
             )
 
 
-Pattern = Unstructured | NofM
+@dataclass(frozen=True)
+class Neurons:
+    """Whole output rows stay or go, in every layer alike: those with the largest sum of squared scores stay."""
+
+    sparsity: float
+    """Share of a layer's rows that goes, in [0, 1)."""
+
+    def kept(self, rows: int) -> int:
+        """Return how many rows stay: at least 1."""
+        return max(1, rows - round(self.sparsity * rows))
+
+    def mask(self, score: Float[Tensor, "out in"]) -> Bool[Tensor, "out in"]:
+        """Return True where a weight stays. Scores below 0 (masked for good) count as 0."""
+        rows = score.clamp_min(0).square().sum(dim=1)
+        return keep_largest(rows[None], self.kept(len(rows)))[0][:, None].expand_as(score).clone()
+
+    def groups(self, weight: Tensor) -> Shaped[Tensor, "1 n"]:
+        """Return the sets of weights that compete with one another: all of them."""
+        return weight.reshape(1, -1)
+
+
+Pattern = Unstructured | NofM | Neurons
 
 
 def parse_pattern(text: str, sparsity: float | None) -> Pattern:
-    """Return the pattern that ``row``, ``layer`` or ``N:M`` names. Raises :class:`ConfigError`."""
+    """Return the pattern that ``row``, ``layer``, ``neuron`` or ``N:M`` names. Raises :class:`ConfigError`."""
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         n, m = int(match[1]), int(match[2])
         if not 0 < n < m:
@@ -75,10 +96,12 @@ def parse_pattern(text: str, sparsity: float | None) -> Pattern:
         if sparsity is not None and abs(sparsity - (1 - n / m)) > 1e-9:
             raise ConfigError(f"pattern {text} means sparsity {1 - n / m:g}, not {sparsity:g}; leave sparsity out")
         return NofM(n, m)
-    if text not in ("row", "layer"):
-        raise ConfigError(f"unknown pattern '{text}'; use row, layer, or N:M such as 2:4")
+    if text not in ("row", "layer", "neuron"):
+        raise ConfigError(f"unknown pattern '{text}'; use row, layer, neuron, or N:M such as 2:4")
     if sparsity is None:
         raise ConfigError(f"pattern {text} needs a sparsity; give one in [0, 1), such as 0.5")
+    if text == "neuron":
+        return Neurons(require_share(sparsity))
     return Unstructured(require_share(sparsity), text == "row")
 
 

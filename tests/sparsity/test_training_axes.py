@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.core.config import parse_config
@@ -23,6 +23,7 @@ def view(weight: torch.Tensor, pattern: NofM | Unstructured, progress: float = 0
     return View(weight, pattern.mask(weight.abs()), pattern, progress)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=8),
     st.floats(0, 0.98),
@@ -40,6 +41,7 @@ def test_erk_caps_a_layer_and_the_others_take_its_surplus() -> None:
     assert shares["large"] == pytest.approx(1 - (5008 - 16) / 10000)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.98), st.integers(1, 9), st.integers(30, 400), st.floats(0, 0.5))
 def test_the_gradual_schedule_rises_to_its_target(target: float, every: int, steps: int, initial: float) -> None:
     schedule = Cubic(initial=min(initial, target), start=0.25, stop=0.75, every=every)
@@ -81,6 +83,7 @@ def test_sr_ste_decays_masked_weights_only() -> None:
     assert torch.equal(STE().backward(gradient, at), gradient)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_s_ste_is_continuous(seed: int) -> None:
     """Along a line through weight space S(W) is Lipschitz, whatever ties and changes of the mask lie on it."""
@@ -143,6 +146,7 @@ def test_bdwp_has_two_masks_each_n_of_m_along_its_own_axis() -> None:
     assert not torch.equal(forward, backward)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(1, 4), st.integers(0, 1000))
 def test_drop_and_grow_keeps_counts_and_takes_the_right_ones(drop: int, groups: int, seed: int) -> None:
     weight, score = weights(groups, 40, seed), weights(groups, 40, seed + 1).abs()
@@ -160,6 +164,7 @@ def test_drop_and_grow_keeps_counts_and_takes_the_right_ones(drop: int, groups: 
         assert torch.equal(found[row], left)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 50)), min_size=1, max_size=6), st.integers(0, 200))
 def test_shared_growth_is_exact_and_within_room(layers: list[tuple[float, int]], total: int) -> None:
     momentum = {str(i): m for i, (m, _) in enumerate(layers)}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saelab.core.artifacts import write_json
 from saelab.sparsity.folder import REPORT, write_masks
-from saelab.sparsity.pattern import NofM
+from saelab.sparsity.pattern import NofM, Pattern
 from saelab.sparsity.training.backward_mask import prune_backward
 from saelab.sparsity.training.gradients import View
 from saelab.sparsity.training.masking import Masking, given_masks
@@ -53,7 +53,8 @@ class SparseTraining:
         self._checked = {name: mask.clone() for name, mask in self.masks.items()}
         self._history: list[list[float]] = []
         self._density = torch.zeros(2, dtype=torch.float64)  # sum over steps of the density, steps
-        self._step, self._seconds, self._finished = 0, 0.0, False
+        self._step, self._seconds, self._finished, self._looking = 0, 0.0, False, False
+        self._facts: dict[str, float] = {}
         if self._given is not None and recipe.schedule.due(0, steps):
             self._set(self._given)  # at once: a rewound training does not begin at step 0
         pattern = self._masking.pattern(0)
@@ -72,9 +73,9 @@ class SparseTraining:
             self._set(self._given or self._masking.masks(step, self.masks))
         if step % max(1, self.steps // CHECKS) == 0:
             self._check(step)
-        used = self.recipe.gradient.taking_part(self.density, step / max(1, self.steps - 1))
-        self._density += torch.tensor([used, 1.0], dtype=torch.float64)
         self._put_in()
+        used = self.recipe.gradient.taking_part(self.density, self._progress)
+        self._density += torch.tensor([used, 1.0], dtype=torch.float64)
         self._seconds += time.perf_counter() - began
 
     @torch.no_grad()
@@ -92,11 +93,19 @@ class SparseTraining:
         for target in self.targets:
             if (gradient := target.gradient) is not None:
                 gradient.copy_(self.recipe.gradient.backward(gradient, self.view(target)))
+        if self.recipe.gradient.alone:
+            self._still_others()
+        if (penalty := self.recipe.penalty) is not None:
+            penalty.after_backward(self.targets, self.masks, self.memory, self._final, self._progress)
         self._seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Keep masked weights at zero, where they have no values of their own."""
+        """Keep masked weights at zero, where they have no values of their own; penalties."""
+        if self.recipe.penalty is not None:
+            self.recipe.penalty.after_step(self.targets, self.masks, self.memory, self._final, self._lr)
+        for target in self.targets:
+            self.recipe.gradient.after_step(self.view(target))
         if not self.recipe.gradient.dense:
             for target in self.targets:
                 target.weight.mul_(self.masks[target.name])
@@ -108,23 +117,26 @@ class SparseTraining:
         """Within it, parameters hold the effective weights, of masks as they would be made now."""
         kept = self.masks
         with torch.no_grad():
-            self.masks = self._latest()
+            self.masks = dict(self._latest())
+            self._looking = True
             self._put_in()
         try:
             yield
         finally:
             with torch.no_grad():
                 self._put_back()
-            self.masks = kept
+            self.masks, self._looking = kept, False
 
     @torch.no_grad()
     def finish(self) -> None:
         """Make the effective weights permanent."""
         if not self._finished:
             self._step = self.steps - 1
-            self.masks = self._latest()
-            self._check(self.steps)
+            self.masks = dict(self._latest())
+            self._looking = True
+            self._facts = self._told()
             self._put_in()
+            self._check(self.steps)
             self._stored.clear()
             for handle in self._handles:
                 handle.remove()
@@ -132,9 +144,9 @@ class SparseTraining:
 
     def view(self, target: Target) -> View:
         """Return a weight as the axes see it now; ``weight`` is the stored one."""
-        progress = self._step / max(1, self.steps - 1)
-        pattern = self._masking.pattern(self._step)
-        return View(self.stored(target), self.masks[target.name], pattern, progress, self.memory[target.name])
+        pattern, memory = self._masking.pattern(self._step), self.memory[target.name]
+        weight, mask = self.stored(target), self.masks[target.name]
+        return View(weight, mask, pattern, self._progress, memory, self._step, self._looking)
 
     def stored(self, target: Target) -> Tensor:
         """Return a target's stored weight, wherever it is."""
@@ -161,6 +173,7 @@ class SparseTraining:
             seconds=self._seconds,
             layers=layers,
             history=history,
+            facts=self._facts,
         )
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -208,10 +221,41 @@ class SparseTraining:
             return self.masks
         return self._masking.masks(self._step, self.masks)
 
+    @property
+    def _progress(self) -> float:
+        return self._step / max(1, self.steps - 1)
+
+    @property
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def _final(self) -> Pattern:
+        return self.recipe.pattern_for(self.recipe.sparsity)
+
+    def _still_others(self) -> None:
+        """Take the gradients of parameters that are no targets away, which leaves them out of the optimiser's step."""
+        own = {id(target.parameter) for target in self.targets}
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in own:
+                    parameter.grad = None
+
+    def _told(self) -> dict[str, float]:
+        """Return the method's own facts, means over all weights."""
+        told: dict[str, float] = {}
+        size = sum(target.weight.numel() for target in self.targets)
+        for target in self.targets:
+            for key, value in self.recipe.gradient.facts(self.view(target)).items():
+                told[key] = told.get(key, 0.0) + value * target.weight.numel() / size
+        return told
+
     def _put_in(self) -> None:
         if not self.recipe.gradient.dense:
             return
         for target in self.targets:
+            if (own := self.recipe.gradient.own_mask(self.view(target))) is not None:
+                self.masks[target.name] = own
             effective = self.recipe.gradient.forward(self.view(target))
             self._stored[target.name] = target.weight.clone()
             target.weight.copy_(effective)

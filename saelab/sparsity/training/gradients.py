@@ -6,7 +6,7 @@ from that of the forward pass's. Shapes (out, in) everywhere.
 
 from abc import ABC
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +32,10 @@ class View:
     """Share of the training that is done: 0 at the first step, 1 at the last."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What a method remembers of this weight; it is in every checkpoint."""
+    step: int = 0
+    """The step, from 0."""
+    looking: bool = False
+    """Whether this is no step: somebody looks at the result so far, or the training is over."""
 
 
 class Gradient(Config, ABC):
@@ -41,6 +45,14 @@ class Gradient(Config, ABC):
     """Whether masked weights have values of their own that go on being trained."""
     needs_modules: ClassVar[bool] = False
     """Whether it changes the backward pass of ``nn.Linear`` and ``Conv1D`` modules."""
+    unpatterned: ClassVar[bool] = False
+    """Whether it needs no pattern and no sparsity, having its own measure of how much goes."""
+    alone: ClassVar[bool] = False
+    """Whether every parameter that is no target stays as it was."""
+
+    def own_mask(self, view: View) -> Bool[Tensor, "out in"] | None:
+        """Return this step's mask, where the method makes it itself."""
+        return None
 
     def forward(self, view: View) -> Float[Tensor, "out in"]:
         """Return the weight of the forward pass."""
@@ -49,6 +61,13 @@ class Gradient(Config, ABC):
     def backward(self, gradient: Float[Tensor, "out in"], view: View) -> Float[Tensor, "out in"]:
         """Return the gradient of the trained weight, given that of :meth:`forward`'s result."""
         return gradient
+
+    def after_step(self, view: View) -> None:
+        """Change the trained weight in place after the optimiser's step."""
+
+    def facts(self, view: View) -> dict[str, float]:
+        """Say what there is to say of a weight at the end, beside its zeros."""
+        return {}
 
     def taking_part(self, density: float, progress: float) -> float:
         """Return the share of the weights that the forward pass uses, ``density`` being the masks'."""
@@ -156,10 +175,6 @@ class BDWP(Gradient):
     def backward_mask(weight: Float[Tensor, "out in"], pattern: NofM) -> Bool[Tensor, "out in"]:
         """Return the mask of the backward pass: of every M consecutive outputs, N stay for each input."""
         return pattern.mask(weight.abs().T.contiguous()).T
-
-
-AnyGradient = Annotated[Masked | STE | SRSTE | SoftThreshold | Decayed | BDWP, Field(discriminator="name")]
-"""A treatment of masked weights by its ``name``."""
 
 
 def soft_threshold(

@@ -8,7 +8,7 @@ from torch import Tensor
 from saelab.core.errors import ConfigError
 from saelab.sparsity.allocation import by_global_score, erk, uniform
 from saelab.sparsity.folder import load_masks
-from saelab.sparsity.pattern import NofM, Pattern, Unstructured
+from saelab.sparsity.pattern import Neurons, NofM, Pattern, Unstructured
 from saelab.sparsity.training.recipe import TrainingRecipe
 from saelab.sparsity.training.scores import NEED_GRADIENT, SCORES, draw_like
 from saelab.sparsity.training.target import Target
@@ -20,7 +20,8 @@ class Masking:
     def __init__(self, targets: Sequence[Target], recipe: TrainingRecipe, steps: int) -> None:
         self._targets, self._recipe, self._steps = targets, recipe, steps
         self._shapes = {t.name: t.shape for t in targets}
-        if recipe.masks is None and isinstance(pattern := recipe.pattern_for(recipe.sparsity), NofM):
+        patterned = recipe.masks is None and not recipe.gradient.unpatterned
+        if patterned and isinstance(pattern := recipe.pattern_for(recipe.sparsity), NofM):
             for t in targets:
                 pattern.require(t.shape[1], f"layer {t.name}")
                 if recipe.gradient.needs_modules and t.shape[0] % pattern.m:
@@ -54,7 +55,7 @@ class Masking:
     def pattern(self, step: int) -> Pattern | None:
         """Return the pattern of this step's masks: which weights compete; None where there is none."""
         recipe = self._recipe
-        if recipe.masks is not None:
+        if recipe.masks is not None or recipe.gradient.unpatterned:
             return None
         final = recipe.pattern_for(recipe.sparsity)
         return recipe.schedule.pattern(step, self._steps, final) if isinstance(final, NofM) else final
@@ -62,9 +63,11 @@ class Masking:
     def _patterns(self, step: int, scores: Mapping[str, Tensor]) -> dict[str, Pattern | None]:
         recipe = self._recipe
         final = self.pattern(step)
-        if not isinstance(final, Unstructured):
+        if not isinstance(final, Unstructured | Neurons):
             return dict.fromkeys(scores, final)
         sparsity = recipe.schedule.sparsity(step, self._steps, final.sparsity)
+        if isinstance(final, Neurons):
+            return dict.fromkeys(scores, Neurons(sparsity))
         if recipe.allocation == "global":
             shares = by_global_score(scores, sparsity)
         else:

@@ -1,14 +1,22 @@
 """A recipe of sparse training: a choice along the five axes. One YAML file in ``configs/sparsity/training/`` each."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from saelab.core.config import Config
-from saelab.sparsity.pattern import NofM, Pattern, parse_pattern
-from saelab.sparsity.training.gradients import AnyGradient, Masked
+from saelab.sparsity.pattern import Neurons, NofM, Pattern, Unstructured, parse_pattern
+from saelab.sparsity.training.gradients import BDWP, SRSTE, STE, Decayed, Masked, SoftThreshold
+from saelab.sparsity.training.learned import AutoSparse, FishMask, LearnedScores, Nested, SoRA
+from saelab.sparsity.training.penalties import AnyPenalty
 from saelab.sparsity.training.schedules import AnySchedule, Cubic, DecayPattern, DropAndGrow, Once, Refresh
 from saelab.sparsity.training.scores import ScoreName
+
+AnyGradient = Annotated[
+    Masked | STE | SRSTE | SoftThreshold | Decayed | BDWP | AutoSparse | LearnedScores | Nested | FishMask | SoRA,
+    Field(discriminator="name"),
+]
+"""A treatment of masked weights by its ``name``."""
 
 
 class Cycles(Config):
@@ -44,7 +52,8 @@ class TrainingRecipe(Config):
     score: ScoreName = "magnitude"
     """Which weights stay: by magnitude, at random, by |gradient|, or by |weight x gradient|."""
     pattern: str | None = None
-    """"layer" (the default): any weights of a layer; "row": equally many of each output; "N:M": N of every M inputs."""
+    """"layer" (the default): any weights of a layer; "row": equally many of each output; "N:M": N of every M inputs;
+    "neuron": whole outputs."""
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     """Share of the weights that go (with N:M the pattern says it)."""
     allocation: Literal["uniform", "erk", "global"] = "uniform"
@@ -55,6 +64,8 @@ class TrainingRecipe(Config):
     """What masked weights do in the forward pass, and what gradient they receive."""
     cycles: Cycles | None = None
     """Several trainings, each pruned further, instead of one."""
+    penalty: AnyPenalty | None = None
+    """What pulls weights towards zero before the schedule's mask takes them away."""
     masks: str | None = None
     """Folder whose masks are used (a sparse model or SAE); then score, pattern and sparsity are its."""
     include: tuple[str, ...] = ("*",)
@@ -71,15 +82,30 @@ class TrainingRecipe(Config):
                 raise ValueError("masks says which weights stay; leave out pattern and sparsity, with schedule once")
             if self.cycles is not None:
                 raise ValueError("masks are fixed and cycles make new ones; leave one of them out")
-            if self.gradient.name in ("soft", "bdwp"):
+            if self.gradient.name in ("soft", "bdwp", "pst", "dress") or self.gradient.unpatterned:
                 raise ValueError(f"gradient {self.gradient.name} chooses its weights itself; leave masks out")
+            return self
+        if self.gradient.unpatterned:
+            if self.pattern is not None or self.sparsity is not None or not isinstance(self.schedule, Once):
+                raise ValueError(
+                    f"gradient {self.gradient.name} decides by its own settings; "
+                    "leave out pattern, sparsity and schedule"
+                )
             return self
         pattern = self.pattern_for(self.sparsity)
         self._agree_with(pattern)
         if self.cycles is not None and (
-            self.schedule != Once() or self.gradient != Masked() or self.score != "magnitude"
+            self.schedule != Once()
+            or self.gradient != Masked()
+            or self.score != "magnitude"
+            or self.penalty is not None
         ):
-            raise ValueError("cycles prune by magnitude between trainings; leave score, schedule and gradient out")
+            raise ValueError(
+                "cycles prune by magnitude between trainings; leave score, schedule, gradient and penalty out"
+            )
+        if self.penalty is not None and not isinstance(pattern, self.penalty.pattern):
+            wanted = "neuron" if self.penalty.pattern is Neurons else "layer or row"
+            raise ValueError(f"penalty {self.penalty.name} works towards a mask of pattern {wanted}; set pattern so")
         moving = isinstance(self.schedule, Refresh | DecayPattern)
         if moving and not self.gradient.dense:
             raise ValueError(
@@ -103,8 +129,10 @@ class TrainingRecipe(Config):
             if isinstance(self.schedule, Cubic):
                 raise ValueError(f"schedule cubic has no steps between dense and {self.pattern}; use decay-pattern")
             return
-        if self.allocation != "uniform" and pattern.per_row:
+        if self.allocation != "uniform" and (isinstance(pattern, Neurons) or pattern.per_row):
             raise ValueError(f"allocation {self.allocation} counts weights by the layer; use pattern layer")
+        if self.gradient.name == "dress" and not (isinstance(pattern, Unstructured) and pattern.per_row):
+            raise ValueError("gradient dress has masks of equally many weights of each output; use pattern row")
         if isinstance(self.schedule, DecayPattern):
             raise ValueError("schedule decay-pattern goes from M-1:M to N:M; give a pattern such as 2:4")
         if self.gradient.name == "bdwp":

@@ -39,6 +39,8 @@ class TrainingReport:
     layers: tuple[LayerCount, ...]
     history: tuple[dict[str, float], ...]
     """Now and then: step, sparsity of the masks, and SAD, the share of mask entries changed since the line before."""
+    facts: dict[str, float]
+    """What the method says beside that: share of weights trained (fish), rank left (sora); means over weights."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""

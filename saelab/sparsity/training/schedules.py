@@ -43,6 +43,26 @@ class Once(Schedule):
         return step == int(self.at * steps)
 
 
+class Release(Schedule):
+    """SPDF (Thangarasa et al. 2023): a static mask from the first step, and at ``until`` every weight trains."""
+
+    name: Literal["release"] = "release"
+    until: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the training after which the mask is lifted."""
+
+    def due(self, step: int, steps: int) -> bool:
+        """At the first step and at the release."""
+        return step in (0, int(self.until * steps))
+
+    def sparsity(self, step: int, steps: int, target: float) -> float:
+        """Return the target, then 0."""
+        return 0.0 if step and step >= int(self.until * steps) else target
+
+    def pattern(self, step: int, steps: int, final: Pattern) -> Pattern | None:
+        """Return the pattern, then none."""
+        return None if step and step >= int(self.until * steps) else final
+
+
 class Cubic(Schedule):
     """Gradual pruning (Zhu & Gupta 2017): s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (t_1 - t_0))^3.
 
@@ -167,7 +187,7 @@ class DropAndGrow(Schedule):
         return self.fraction / 2 * (1 + math.cos(math.pi * step / max(1.0, self.stop * steps)))
 
 
-AnySchedule = Annotated[Once | Cubic | Refresh | DecayPattern | DropAndGrow, Field(discriminator="name")]
+AnySchedule = Annotated[Once | Release | Cubic | Refresh | DecayPattern | DropAndGrow, Field(discriminator="name")]
 """A schedule by its ``name``."""
 
 
