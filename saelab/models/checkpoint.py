@@ -32,10 +32,10 @@ def save_checkpoint(
     """Replace the folder's checkpoint."""
     tensors = {}
     for name, parameter in model.named_parameters():
-        moments = optimizer.state[parameter]
         tensors[f"weight/{name}"] = parameter
-        tensors[f"mean/{name}"] = moments["exp_avg"]
-        tensors[f"square/{name}"] = moments["exp_avg_sq"]
+        if moments := optimizer.state.get(parameter):  # none for a parameter that is not trained
+            tensors[f"mean/{name}"] = moments["exp_avg"]
+            tensors[f"square/{name}"] = moments["exp_avg_sq"]
     tensors |= {f"hook/{name}": tensor for name, tensor in hook.state().items()}
     metadata = {"step": state.step, "seconds": state.seconds, "curve": state.curve}
     write_safetensors(folder / CHECKPOINT, tensors, {"state": json.dumps(metadata)})
@@ -56,6 +56,8 @@ def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, 
         raise CorruptError(f"{path} does not say at which step it was written; delete it to begin again")
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[f"weight/{name}"])
+        if f"mean/{name}" not in tensors:
+            continue
         optimizer.state[parameter] = {
             "step": torch.tensor(float(metadata["step"])),
             "exp_avg": tensors[f"mean/{name}"].clone(),

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from saelab.core.artifacts import write_json, write_safetensors
+from saelab.core.artifacts import read_safetensors, write_json, write_safetensors
+from saelab.core.errors import ConfigError
 from saelab.models.pretrain_config import PretrainConfig
 
 
@@ -35,6 +36,20 @@ def build_gpt2(config: PretrainConfig, bos: int) -> Any:
                 eos_token_id=bos,
             )
         )
+
+
+def load_start(model: Any, folder: Path) -> None:
+    """Give a GPT-2 the weights of a model folder. Raises :class:`ConfigError` when it has other sizes."""
+    weights = read_safetensors(folder / "model.safetensors")
+    own = model.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            there = tuple(own[name].shape) if name in own else "no such weight"
+            raise ConfigError(
+                f"start: {folder} has {name} {tuple(value.shape)}, the config makes {there}; give n_layers, d_model, "
+                "n_heads, context and vocab_size as in that model's config.json"
+            )
+    model.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()}, strict=False)
 
 
 def backward(

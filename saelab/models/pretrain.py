@@ -23,14 +23,15 @@ from saelab.core.artifacts import (
     write_json,
     write_manifest,
 )
+from saelab.core.assets import EMBEDDED_MODEL, embedded_model_dir
 from saelab.core.config import dump_yaml, load_yaml
-from saelab.core.errors import ResumeError, TextError
+from saelab.core.errors import MissingFileError, ResumeError, TextError
 from saelab.core.progress import progress
 from saelab.core.step_hook import NoHook, StepHook
 from saelab.models.bpe import load_bpe, train_bpe
 from saelab.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saelab.models.crops import CropSampler
-from saelab.models.gpt2 import adamw, backward, build_gpt2, write_model
+from saelab.models.gpt2 import adamw, backward, build_gpt2, load_start, write_model
 from saelab.models.language import Compression, compression, induction
 from saelab.models.pretrain_config import PretrainConfig, lr_at
 from saelab.models.text import open_text
@@ -88,6 +89,15 @@ def pretrain(
     return run.finish()
 
 
+def start_folder(start: str) -> Path:
+    """Return the folder that ``start`` names. Raises :class:`MissingFileError` when it is no model of this kind."""
+    folder = embedded_model_dir() if start == EMBEDDED_MODEL else Path(start)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise MissingFileError(f"start: {folder} has no {name}; give a GPT-2 folder that saelab pretrain wrote")
+    return folder
+
+
 class _Run:
     """The state of one pretraining."""
 
@@ -113,12 +123,17 @@ class _Run:
                 f"{config.batch_rows} rows of {config.context}; give more text or a smaller batch_rows or context"
             )
         self.model = build_gpt2(config, bos)
+        if config.start is not None:
+            load_start(self.model, start_folder(config.start))
         self.optimizer = adamw(self.model, config)
         self.hook = NoHook() if attach is None else attach(self.model, self.optimizer)
         saved = load_checkpoint(out, self.model, self.optimizer, self.hook)
         self.state = saved or Checkpoint(step=first_step, seconds=0.0, curve=[])
 
     def _tokenizer(self) -> Any:
+        if self.config.start is not None and not (self.out / "tokenizer.json").exists():
+            with atomic_writer(self.out / "tokenizer.json") as file:
+                file.write((start_folder(self.config.start) / "tokenizer.json").read_bytes())
         if not (self.out / "tokenizer.json").exists():
             tokenizer = train_bpe(self.source, self.config.vocab_size, self.config.context)
             with atomic_writer(self.out / "tokenizer.json") as file:

@@ -17,6 +17,9 @@ class PretrainConfig(Config):
     """Text to measure on."""
     column: str = "text"
     """Text column, where the text is .jsonl, .parquet or a dataset."""
+    start: str | None = None
+    """Model folder (or "embedded") to go on from: its tokenizer and weights, which must have the sizes below. Null:
+    from scratch."""
     vocab_size: int = Field(4096, ge=257)
     """Tokens in the byte-level BPE vocabulary: 256 bytes, <|endoftext|>, merges."""
     n_layers: int = Field(4, ge=1)

@@ -29,6 +29,8 @@ def sparse_training(config: FitConfig, sae: SAE, optimizer: torch.optim.Optimize
     """
     if config.sparsity is None:
         return NoHook()
+    if config.sparsity.widen:
+        raise ConfigError("widen changes a language model's width; for an SAE set sae.d_sae, and leave widen out")
     if config.sparsity.cycles is not None:
         raise ConfigError("cycles train several times, and an SAE is trained once here; prune it on the way (cubic)")
     parameters = dict(sae.named_parameters())

@@ -45,6 +45,9 @@ def run_pretrain(job: PretrainJob, out: str | Path, *, force: bool = False, resu
                 "dense compares a sparse model with a dense one, and nothing is sparse here; give sparsity"
             )
         return pretrain(job, out, force=force, resume=resume)
+    if recipe.widen:
+        job = widened(job, recipe)
+        recipe = job.sparsity or recipe
     _check(job, recipe)
     dense = job.dense
     if recipe.cycles is not None:
@@ -63,6 +66,23 @@ def run_pretrain(job: PretrainJob, out: str | Path, *, force: bool = False, resu
             result.folder / REPORT, {**report, "dense": dense, "cost": cost(dense, result.folder, job).to_dict()}
         )
     return result
+
+
+def widened(job: PretrainJob, recipe: TrainingRecipe) -> PretrainJob:
+    """Return the job at the width of Sparse-IFT: d_model times sqrt(1 / (1 - s)), to a multiple of the heads.
+
+    Every linear layer of a block grows in both directions, so its products at sparsity s are those of the dense layer;
+    embeddings, unembedding and attention patterns grow too, which the paper's count leaves out.
+    """
+    if recipe.masks is not None or recipe.gradient.unpatterned or job.start is not None:
+        raise ConfigError(
+            "widen needs a sparsity or an N:M pattern in the recipe, and no start: that model has a width"
+        )
+    sparsity = recipe.pattern_for(recipe.sparsity).sparsity
+    per_head = max(1, round(job.d_model * (1 - sparsity) ** -0.5 / job.n_heads))
+    return job.model_copy(
+        update={"d_model": per_head * job.n_heads, "sparsity": recipe.model_copy(update={"widen": False})}
+    )
 
 
 def attach(recipe: TrainingRecipe, model: Any, optimizer: torch.optim.Optimizer, steps: int) -> SparseTraining:

@@ -10,12 +10,12 @@ import torch
 from saelab.cli.main import run as cli
 from saelab.core.artifacts import read_json, read_manifest, read_safetensors
 from saelab.core.config import parse_config
-from saelab.core.errors import ConfigError, ResumeError
+from saelab.core.errors import ConfigError, MissingFileError, ResumeError
 from saelab.models.pretrain import pretrain
 from saelab.models.pretrain_config import PretrainConfig
 from saelab.models.subject import load_model
 from saelab.sparsity.folder import check_masks, load_masks
-from saelab.workflows.pretrain import PretrainJob, run_pretrain
+from saelab.workflows.pretrain import PretrainJob, run_pretrain, widened
 from saelab.workflows.sparse_cycles import average
 from tests.models.test_pretrain import TINY, write_text
 
@@ -131,7 +131,7 @@ def test_a_soup_keeps_the_mask(tiny: dict[str, object], tmp_path: Path) -> None:
         ({"sparsity": 0.5, "include": ["mlp.*"]}, "no layer is called 'mlp.*'"),
         ({"masks": "nowhere"}, "nowhere"),
         ({"sparsity": 0.5, "cycles": {"copies": 2}}, "use rewind null"),
-        ({"sparsity": 0.5, "schedule": {"name": "cubic"}, "cycles": {}}, "leave score, schedule and gradient out"),
+        ({"sparsity": 0.5, "schedule": {"name": "cubic"}, "cycles": {}}, "leave score, schedule, gradient and penalty out"),
     ],
 )  # fmt: skip
 def test_a_bad_recipe_is_one_line_and_writes_nothing(
@@ -157,3 +157,45 @@ def test_dense_without_sparsity_and_another_tokenizer_are_refused(tiny: dict[str
     )
     with pytest.raises(ConfigError, match="another tokenizer"):
         run_pretrain(job, tmp_path / "b")
+
+
+@pytest.mark.parametrize("gradient", [{"name": "fish", "share": 0.02, "batches": 2}, {"name": "sora", "rank": 2}])
+def test_fine_tuning_goes_on_from_a_model_and_changes_little_of_it(
+    gradient: dict[str, object], tiny: dict[str, object], tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    pretrain(PretrainConfig(**tiny), start)
+    job = parse_config(
+        PretrainJob, {**tiny, "seed": 5, "start": str(start), "dense": str(start), "sparsity": {"gradient": gradient}}
+    )
+    run_pretrain(job, tmp_path / "tuned")
+    assert (tmp_path / "tuned" / "tokenizer.json").read_bytes() == (start / "tokenizer.json").read_bytes()
+    before, after = (read_safetensors(folder / "model.safetensors") for folder in (start, tmp_path / "tuned"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".h." in name and name.endswith("weight") and "ln" not in name for name in changed)
+    if gradient["name"] == "fish":
+        assert all(int((before[n] != after[n]).sum()) <= round(0.02 * before[n].numel()) for n in changed)
+    report = read_json(tmp_path / "tuned" / "sparsity.json")
+    assert report["cost"]["kl"] < 1
+    assert set(report["facts"]) == {"trained" if gradient["name"] == "fish" else "rank"}
+
+
+def test_a_start_of_another_size_or_none_is_one_line(tiny: dict[str, object], tmp_path: Path) -> None:
+    pretrain(PretrainConfig(**tiny), tmp_path / "start")
+    wide = {**tiny, "d_model": 2 * PretrainConfig(**tiny).d_model, "start": str(tmp_path / "start")}
+    with pytest.raises(ConfigError, match="the config makes"):
+        pretrain(parse_config(PretrainConfig, wide), tmp_path / "other")
+    with pytest.raises(MissingFileError, match=r"config\.json"):
+        pretrain(parse_config(PretrainConfig, {**tiny, "start": str(tmp_path)}), tmp_path / "none")
+
+
+def test_sparse_ift_widens_to_equal_products(tiny: dict[str, object], tmp_path: Path) -> None:
+    job = parse_config(PretrainJob, {**tiny, "sparsity": {"score": "random", "sparsity": 0.75, "widen": True}})
+    assert job.sparsity is not None
+    assert widened(job, job.sparsity).d_model == 2 * job.d_model
+    run_pretrain(job, tmp_path / "wide")
+    pretrain(PretrainConfig(**tiny), tmp_path / "dense")
+    dense = read_safetensors(tmp_path / "dense" / "model.safetensors")
+    products = sum(v.numel() for n, v in dense.items() if ".h." in n and v.dim() == 2)
+    assert sum(int(m.sum()) for m in load_masks(tmp_path / "wide").values()) == pytest.approx(products, rel=0.01)

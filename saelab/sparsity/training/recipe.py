@@ -66,6 +66,9 @@ class TrainingRecipe(Config):
     """Several trainings, each pruned further, instead of one."""
     penalty: AnyPenalty | None = None
     """What pulls weights towards zero before the schedule's mask takes them away."""
+    widen: bool = False
+    """Sparse-IFT (Saxena et al. 2023): the model's width is multiplied by sqrt(1 / (1 - sparsity)), so that its sparse
+    linear layers cost as many products as the dense ones of the width given. Language models only."""
     masks: str | None = None
     """Folder whose masks are used (a sparse model or SAE); then score, pattern and sparsity are its."""
     include: tuple[str, ...] = ("*",)
@@ -78,12 +81,7 @@ class TrainingRecipe(Config):
     @model_validator(mode="after")
     def _agree(self) -> "TrainingRecipe":
         if self.masks is not None:
-            if self.pattern is not None or self.sparsity is not None or not isinstance(self.schedule, Once):
-                raise ValueError("masks says which weights stay; leave out pattern and sparsity, with schedule once")
-            if self.cycles is not None:
-                raise ValueError("masks are fixed and cycles make new ones; leave one of them out")
-            if self.gradient.name in ("soft", "bdwp", "pst", "dress") or self.gradient.unpatterned:
-                raise ValueError(f"gradient {self.gradient.name} chooses its weights itself; leave masks out")
+            self._agree_with_masks()
             return self
         if self.gradient.unpatterned:
             if self.pattern is not None or self.sparsity is not None or not isinstance(self.schedule, Once):
@@ -103,9 +101,6 @@ class TrainingRecipe(Config):
             raise ValueError(
                 "cycles prune by magnitude between trainings; leave score, schedule, gradient and penalty out"
             )
-        if self.penalty is not None and not isinstance(pattern, self.penalty.pattern):
-            wanted = "neuron" if self.penalty.pattern is Neurons else "layer or row"
-            raise ValueError(f"penalty {self.penalty.name} works towards a mask of pattern {wanted}; set pattern so")
         moving = isinstance(self.schedule, Refresh | DecayPattern)
         if moving and not self.gradient.dense:
             raise ValueError(
@@ -120,7 +115,20 @@ class TrainingRecipe(Config):
             raise ValueError("gradient soft is a threshold that follows the weights; use it with schedule refresh")
         return self
 
+    def _agree_with_masks(self) -> None:
+        if self.pattern is not None or self.sparsity is not None or not isinstance(self.schedule, Once):
+            raise ValueError("masks says which weights stay; leave out pattern and sparsity, with schedule once")
+        if self.cycles is not None:
+            raise ValueError("masks are fixed and cycles make new ones; leave one of them out")
+        if self.gradient.name in ("soft", "bdwp", "pst", "dress") or self.gradient.unpatterned:
+            raise ValueError(f"gradient {self.gradient.name} chooses its weights itself; leave masks out")
+
     def _agree_with(self, pattern: Pattern) -> None:
+        if self.penalty is not None and not isinstance(pattern, self.penalty.pattern):
+            wanted = "neuron" if self.penalty.pattern is Neurons else "layer or row"
+            raise ValueError(f"penalty {self.penalty.name} works towards a mask of pattern {wanted}; set pattern so")
+        if self.widen and isinstance(pattern, Neurons):
+            raise ValueError("widen makes up for zeros in a matrix; pattern neuron makes it smaller, so leave one out")
         if isinstance(pattern, NofM):
             if self.cycles is not None and self.cycles.rounds > 1:
                 raise ValueError(f"pattern {self.pattern} has no sparsities between; use cycles with rounds 1")
