@@ -46,6 +46,16 @@ UNSTRUCTURED: dict[str, dict[str, Any]] = {
     "sparse momentum": {**STATIC, "schedule": {**GROW, "grow": "momentum", "share": True}},
     "exploration": {**STATIC, "schedule": {**GROW, "grow": "explore"}},
     "SR-STE, per layer": {"schedule": {"name": "refresh", "every": 5}, "gradient": {"name": "sr-ste"}},
+    "LOBSTER": {"allocation": "global", "schedule": {"name": "cubic", "every": EVERY}, "penalty": {"name": "lobster"}},
+    "GSM": {"allocation": "global", "schedule": {"name": "once", "at": 0.75}, "penalty": {"name": "gsm"}},
+    "PST": {"pattern": "row", "gradient": {"name": "pst"}},
+    "SPDF, dense at the end": {**STATIC, "schedule": {"name": "release"}},
+}
+MLP = {"pattern": "neuron", "sparsity": 0.5, "include": ["*mlp.c_fc"], "schedule": {"name": "once", "at": 0.75}}
+NEURONS: dict[str, dict[str, Any]] = {
+    "magnitude": MLP,
+    "WGSEF": {**MLP, "penalty": {"name": "wgsef"}},
+    "MaskSparsity": {**MLP, "penalty": {"name": "mask-sparsity"}},
 }
 TICKET = {"allocation": "global", "cycles": {"rounds": 3, "rewind": 0.05}}
 SOUP = {"allocation": "global", "cycles": {"rounds": 2, "rewind": None, "copies": 3, "decay_factor": 3}}
@@ -61,7 +71,7 @@ NM: dict[str, dict[str, Any]] = {
     "SdGf": {"schedule": {"name": "decay-pattern"}, "gradient": {"name": "ste"}},
     "BDWP": {"schedule": REFRESH, "gradient": {"name": "bdwp"}},
 }
-TARGETS = ("80 %", "90 %", "2:4")
+TARGETS = ("80 %", "90 %", "2:4", "half of the MLP neurons", "as learned")
 
 
 def plan() -> Iterator[tuple[str, str, dict[str, Any] | None]]:
@@ -69,6 +79,9 @@ def plan() -> Iterator[tuple[str, str, dict[str, Any] | None]]:
     yield "0 %", "dense", None
     for name, recipe in NM.items():
         yield "2:4", name, {**recipe, "pattern": "2:4"}
+    for name, recipe in NEURONS.items():
+        yield "half of the MLP neurons", name, recipe
+    yield "as learned", "AutoSparse", {"gradient": {"name": "autosparse"}}
     for target, sparsity in (("90 %", 0.9), ("80 %", 0.8)):
         for name, recipe in UNSTRUCTURED.items():
             yield target, name, {**recipe, "sparsity": sparsity}
