@@ -1,7 +1,8 @@
 """Sparse training compared: recipes at 80 %, 90 % and 2:4 on one small transformer, text and number of tokens.
 
     python benchmarks/sparse_training.py                        run what the results file does not have yet
-    python benchmarks/sparse_training.py --seeds 0 --only dense print seconds of one training
+    python benchmarks/sparse_training.py --rates 1.25e-3 2.5e-3 5e-3
+                                                                the dense model at other learning rates
     python benchmarks/sparse_training.py --docs docs/sparse-training.md
 
 The model is the embedded one's recipe made small (2 blocks, d_model 64, vocabulary 512, context 64) on the first part
@@ -30,8 +31,8 @@ RESULTS = Path(__file__).parent / "results" / "sparse_training.jsonl"
 STEPS = 300
 EVERY = 15  # steps between mask changes: 1 in 20 of the training
 MODEL: dict[str, Any] = {
-    "vocab_size": 512, "n_layers": 2, "d_model": 64, "n_heads": 4, "context": 64, "steps": STEPS, "batch_rows": 16,
-    "micro_rows": 16, "lr": 2.5e-3, "warmup_steps": 40, "precision": "float32", "save_dtype": "float32",
+    "vocab_size": 512, "n_layers": 2, "d_model": 64, "n_heads": 4, "context": 64, "steps": STEPS, "batch_rows": 8,
+    "micro_rows": 8, "lr": 2.5e-3, "warmup_steps": 40, "precision": "float32", "save_dtype": "float32",
     "eval_every": STEPS, "checkpoint_every": STEPS,
 }  # fmt: skip
 GROW = {"name": "drop-and-grow", "every": EVERY}
@@ -71,6 +72,7 @@ NM: dict[str, dict[str, Any]] = {
     "SdGf": {"schedule": {"name": "decay-pattern"}, "gradient": {"name": "ste"}},
     "BDWP": {"schedule": REFRESH, "gradient": {"name": "bdwp"}},
 }
+RATES = "learning rate"
 TARGETS = ("80 %", "90 %", "2:4", "half of the MLP neurons", "as learned")
 
 
@@ -79,19 +81,18 @@ def plan() -> Iterator[tuple[str, str, dict[str, Any] | None]]:
     yield "0 %", "dense", None
     for name, recipe in NM.items():
         yield "2:4", name, {**recipe, "pattern": "2:4"}
-    for name, recipe in NEURONS.items():
-        yield "half of the MLP neurons", name, recipe
-    yield "as learned", "AutoSparse", {"gradient": {"name": "autosparse"}}
     for target, sparsity in (("90 %", 0.9), ("80 %", 0.8)):
         for name, recipe in UNSTRUCTURED.items():
             yield target, name, {**recipe, "sparsity": sparsity}
-    for target, sparsity in (("90 %", 0.9), ("80 %", 0.8)):
-        yield target, "lottery ticket (IMP)", {**TICKET, "sparsity": sparsity}
+    for name, recipe in NEURONS.items():
+        yield "half of the MLP neurons", name, recipe
+    yield "as learned", "AutoSparse", {"gradient": {"name": "autosparse"}}
+    yield "90 %", "lottery ticket (IMP)", {**TICKET, "sparsity": 0.9}
     yield "90 %", "retrained, one model", {**ALONE, "sparsity": 0.9}
     yield "90 %", "soup of 3", {**SOUP, "sparsity": 0.9}
 
 
-def texts(folder: Path, train: int = 1_500_000, heldout: int = 100_000) -> dict[str, str]:
+def texts(folder: Path, train: int = 600_000, heldout: int = 60_000) -> dict[str, str]:
     """Write the first part of the embedded model's texts to files."""
     found = {}
     for part, size in (("train", train), ("heldout", heldout)):
@@ -136,6 +137,18 @@ def trained(
     return row
 
 
+def run_rates(args: argparse.Namespace) -> None:
+    """Train the dense model of the first seed at each learning rate."""
+    set_progress(False)
+    with tempfile.TemporaryDirectory() as temporary:
+        data = MODEL | texts(Path(temporary))
+        for rate in args.rates:
+            place = Path(temporary) / f"{rate:g}" / "model"
+            row = trained(place, {**data, "lr": rate}, args.seeds[0], None, place)
+            append_row(args.results, {"target": RATES, "recipe": f"{rate:g}", "seed": args.seeds[0], **row})
+            print(f"learning rate {rate:g}: loss {row['loss']:.4f}, {row['seconds']:.1f} s", flush=True)
+
+
 def run(args: argparse.Namespace) -> None:
     """Make what is missing."""
     done = {(r["target"], r["recipe"], r["seed"]) for r in read_rows(args.results)}
@@ -159,7 +172,8 @@ def run(args: argparse.Namespace) -> None:
 def tables(rows: list[dict[str, Any]]) -> str:
     """Return one table per target, sorted by loss."""
     dense = [r for r in rows if r["recipe"] == "dense"]
-    seeds = sorted({r["seed"] for r in rows})
+    rates = {r["recipe"]: f"{r['loss']:.3f}" for r in rows if r["target"] == RATES}
+    seeds = sorted({r["seed"] for r in rows if r["target"] != RATES})
     tokens = STEPS * MODEL["batch_rows"] * MODEL["context"]
     control = mean_spread(r["loss"] for r in dense)
     parts = [
@@ -167,6 +181,9 @@ def tables(rows: list[dict[str, Any]]) -> str:
         f"training is {STEPS} steps, {tokens:,} tokens. *density* is the mean over the steps of the share of weights "
         "in use, *zeros* what the saved weights hold, *KL* that to the dense model of the same seed."
     ]
+    if rates:
+        found_rates = ", ".join(f"{loss} at {rate}" for rate, loss in rates.items())
+        parts.append(f"Learning rate {MODEL['lr']:g} for all recipes; the dense model of one seed: {found_rates}.")
     for target in TARGETS:
         found: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
@@ -213,11 +230,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="names of recipes to run")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates to train the dense model at")
     add_table_options(parser, RESULTS)
     args = parser.parse_args()
     if not printed(args, "sparse training", tables):
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        run(args)
+        (run_rates if args.rates else run)(args)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from saelab.sparsity.folder import load_masks
 from saelab.training import fit
 from saelab.training.config import FitConfig
 from saelab.training.sparse import check_sparsity
+from tests.made import SITE, saelab
 from tests.training.planted import PlantedSource
 
 GROW = {"name": "drop-and-grow", "every": 5}
@@ -104,3 +105,17 @@ def test_a_recipe_that_does_not_fit_is_one_line(recipe: dict[str, Any], says: st
         check_sparsity(config(recipe))
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_train_takes_a_recipe_and_overrides_of_it_on_the_command_line(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small = ["--sae.d_sae", 64, "--sae.k", 4, "--training.tokens", 4096, "--training.batch_size", 256]
+    line = ["train", "configs/demo-topk.yaml", "--store", made / "store", "--site", SITE, *small]
+    recipe = "configs/sparsity/training/gradual-90.yaml"
+    assert saelab(*line, "--sparsity", recipe, "--sparsity.sparsity", 0.8, "--out", out) == 0
+    sae, report = load_sae(out / "sae"), read_json(out / "sae" / "sparsity.json")
+    for weight in (sae.W_enc, sae.W_dec):
+        assert int((weight == 0).sum()) == round(0.8 * weight.numel())
+    assert report["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    assert saelab(*line, "--sparsity", recipe, "--sparsity.sparsity", 1.5, "--out", tmp_path / "bad") == 1
+    assert not (tmp_path / "bad").exists()

@@ -160,9 +160,9 @@ class Level:
         scale, low = (part.float().repeat_interleave(SECOND, 1)[:, :rows] for part in (self.scale, self.low))
         return self.codes.float() * scale + low
 
-    def stored_bits(self) -> int:
-        """Bits on disk: the codes, and 16 for each scale and low end."""
-        return self.codes.numel() * self.bits + 16 * (self.scale.numel() + self.low.numel())
+    def stored_bits(self, there: int) -> int:
+        """Bits on disk: the codes of the ``there`` numbers that are used, and 16 for each scale and low end."""
+        return there * self.bits + 16 * (self.scale.numel() + self.low.numel())
 
 
 class QuantisedLayer:
@@ -194,12 +194,13 @@ class QuantisedLayer:
     def bits_per_weight(self) -> float:
         """True storage per weight: codes of the groups that are there, second level, outliers (value, column) and rows.
 
-        A dropped group costs one bit (whether it is there), counted for all groups when any is dropped.
+        A dropped group costs one bit (whether it is there), counted for all groups when any is dropped, and its part of
+        the 16-bit numbers that :data:`SECOND` rows share.
         """
         rows, columns = self.codes.shape
         groups = rows * columns // self.group
         there = int(self.there.sum()) // self.group
-        second = (self.scales.stored_bits() + self.zeros.stored_bits()) * there / max(groups, 1)
+        second = self.scales.stored_bits(there) + self.zeros.stored_bits(there)
         flags = groups if there < groups else 0
         outliers = int(self.loud.sum()) * (16 + 16) + 32 * (rows + 1)
         return (there * self.group * self.bits + second + flags + outliers) / self.codes.numel()
@@ -208,14 +209,15 @@ class QuantisedLayer:
         """Return what is stored: codes as packed bits, so that a file is as small as :meth:`bits_per_weight` says."""
         crow = torch.cat([torch.zeros(1, dtype=torch.int64), self.loud.sum(1).cumsum(0)])
         rows, columns = self.codes.shape
+        groups = self.there[:, :: self.group]
         return {
             "layout": torch.tensor([rows, columns, self.bits, self.scales.bits, self.group]),
-            "groups": pack_bits(self.there[:, :: self.group].to(torch.uint8), 1),
-            "codes": pack_bits(self.codes, self.bits),
-            "scale_codes": pack_bits(self.scales.codes, self.scales.bits),
+            "groups": pack_bits(groups.to(torch.uint8), 1),
+            "codes": pack_bits(self.codes[self.there], self.bits),
+            "scale_codes": pack_bits(self.scales.codes[groups.T], self.scales.bits),
             "scale_scale": self.scales.scale,
             "scale_low": self.scales.low,
-            "zero_codes": pack_bits(self.zeros.codes, self.zeros.bits),
+            "zero_codes": pack_bits(self.zeros.codes[groups.T], self.zeros.bits),
             "zero_scale": self.zeros.scale,
             "zero_low": self.zeros.low,
             "outlier_rows": crow.int(),
@@ -227,14 +229,14 @@ class QuantisedLayer:
     def from_tensors(stored: Mapping[str, Tensor]) -> "QuantisedLayer":
         """Read back what :meth:`tensors` stored; :meth:`dequantised` then gives the model's weights bit for bit."""
         rows, columns, bits, second, group = stored["layout"].tolist()
-        shape = (columns // group, rows)
-        there = unpack_bits(stored["groups"], 1, (rows, columns // group)).bool().repeat_interleave(group, 1)
+        groups = unpack_bits(stored["groups"], 1, (rows, columns // group)).bool()
+        there = groups.repeat_interleave(group, 1)
         loud = torch.zeros(rows, columns, dtype=torch.bool)
         counts = stored["outlier_rows"].long().diff()
         loud[torch.arange(rows).repeat_interleave(counts), stored["outlier_columns"].long()] = True
         levels = [
             Level(
-                unpack_bits(stored[f"{name}_codes"], second, shape),
+                unpack_where(stored[f"{name}_codes"], second, groups.T),
                 stored[f"{name}_scale"],
                 stored[f"{name}_low"],
                 second,
@@ -242,7 +244,7 @@ class QuantisedLayer:
             for name in ("scale", "zero")
         ]
         return QuantisedLayer(
-            codes=unpack_bits(stored["codes"], bits, (rows, columns)),
+            codes=unpack_where(stored["codes"], bits, there),
             there=there,
             loud=loud,
             loud_values=stored["outlier_values"],
@@ -266,3 +268,10 @@ def unpack_bits(planes: UInt8[Tensor, "bits packed"], bits: int, shape: tuple[in
     for plane in range(bits):
         flat |= np.unpackbits(planes[plane].numpy(), count=count) << plane
     return torch.from_numpy(flat).view(shape)
+
+
+def unpack_where(planes: UInt8[Tensor, "bits packed"], bits: int, where: Bool[Tensor, "a b"]) -> UInt8[Tensor, "a b"]:
+    """Undo :func:`pack_bits` of the numbers ``where`` it is true; 0 elsewhere."""
+    codes = torch.zeros(where.shape, dtype=torch.uint8)
+    codes[where] = unpack_bits(planes, bits, (1, int(where.sum())))[0]
+    return codes
