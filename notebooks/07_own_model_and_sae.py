@@ -27,10 +27,14 @@ import torch
 import saelab
 
 data = Path(os.environ.get("SAELAB_DATA", "nowhere"))
-folder, text = "runs/own-model", "stdlib:train"
+folder, text, heldout = "runs/own-model", "stdlib:train", "stdlib:heldout"
 if (data / "stories260K").is_dir():
-    folder, text = str(data / "stories260K"), str(data / "text" / "tinystories-600.jsonl")
-folder, text
+    folder, text, heldout = str(data / "stories260K"), "runs/train.jsonl", "runs/heldout.jsonl"
+    stories = (data / "text" / "tinystories-600.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("runs").mkdir(exist_ok=True)
+    Path(text).write_text("".join(stories[:-100]), encoding="utf-8")
+    Path(heldout).write_text("".join(stories[-100:]), encoding="utf-8")
+folder, text, heldout
 
 # %% [markdown]
 # ## Make a model folder
@@ -103,8 +107,7 @@ trained = saelab.train(
     out="runs/own-sae",
     force=True,
 )
-heldout = {} if text == "stdlib:train" else {"text": text}
-saelab.evaluate(trained, model=model, max_tokens=5_000, **heldout)
+saelab.evaluate(trained, model=model, text=heldout, max_tokens=5_000)
 
 # %% [markdown]
 # ## To SAELens, and back
@@ -132,7 +135,7 @@ assert difference < 1e-4 * float(x.abs().max())
 # What comes from elsewhere does not know what it was trained on, so say it:
 
 # %%
-theirs = saelab.evaluate(again, model=model, site=site, text=heldout.get("text", "stdlib:heldout"), max_tokens=5_000)
+theirs = saelab.evaluate(again, model=model, site=site, text=heldout, max_tokens=5_000)
 theirs
 
 # %%

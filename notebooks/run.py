@@ -4,7 +4,7 @@
     python notebooks/run.py 01 04               some
     python notebooks/run.py --save FOLDER       also write the executed .ipynb files
     python notebooks/run.py --docs              write the table to docs/notebooks.md
-    python notebooks/run.py --record FILE 01    keep the numbers, so that the table can be made of several runs
+    python notebooks/run.py --record FILE 01    keep the numbers; with --docs the table is made of all that are kept
 
 Time is that of the whole notebook, kernel and imports included; memory is the peak of the kernel's resident set.
 """
@@ -58,7 +58,7 @@ def main() -> int:
         missing = [path.stem for path in notebooks() if path.stem not in rows]
         if missing:
             print(f"no numbers of {', '.join(missing)}; the table says so", file=sys.stderr)
-        write_docs(rows)
+        write_docs(rows, separately=options.record is not None)
     return 1 if failed else 0
 
 
@@ -92,8 +92,8 @@ def title_of(notebook: Any) -> str:
     return next(line.removeprefix("# ") for line in lines if line.startswith("# "))
 
 
-def write_docs(rows: dict[str, Any]) -> None:
-    """Write docs/notebooks.md."""
+def write_docs(rows: dict[str, Any], separately: bool = False) -> None:
+    """Write docs/notebooks.md; ``separately`` says that the rows were measured one notebook at a time."""
     lines = [
         "# Notebooks",
         "",
@@ -101,7 +101,7 @@ def write_docs(rows: dict[str, Any]) -> None:
         "outputs are kept in the repository. `make notebooks` runs them all, each in an empty folder, in a kernel.",
         "",
         "```text",
-        "pip install jupytext notebook",
+        "pip install jupytext notebook ipywidgets",
         "jupytext --to ipynb notebooks/*.py",
         "```",
         "",
@@ -114,10 +114,11 @@ def write_docs(rows: dict[str, Any]) -> None:
         numbers = "not measured | |" if row is None else f"{row['seconds']:,.0f} | {row['memory']:,.0f} |"
         lines.append(f"| `{path.stem}`: {title} | {numbers}")
     total = sum(row["seconds"] for row in rows.values())
+    command = "--docs`" if not separately else "--record FILE NAME --docs`, one notebook at a time,"
     lines += [
-        f"| all measured | {total:,.0f} | |",
+        f"| {'together' if len(rows) == len(notebooks()) else 'all measured'} | {total:,.0f} | |",
         "",
-        f"`python notebooks/run.py --docs` on {datetime.datetime.now(datetime.UTC).date().isoformat()}: "
+        f"`python notebooks/run.py {command} on {datetime.datetime.now(datetime.UTC).date().isoformat()}: "
         f"{os.cpu_count()} {platform.machine()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, no GPU.",
         "Seconds are those of the whole notebook, kernel start and imports included.",
         "",

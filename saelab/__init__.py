@@ -74,13 +74,15 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]  # noqa: PLE0604  the names are strings, ruff cannot see it
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'saelab' has no attribute {name!r}")
-    module = importlib.import_module(_WHERE[name])
-    value = module if module.__name__ == f"saelab.{name}" else getattr(module, name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker a name is what is imported above, and a misspelt one an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in _WHERE:
+            raise AttributeError(f"module 'saelab' has no attribute {name!r}")
+        module = importlib.import_module(_WHERE[name])
+        value = module if module.__name__ == f"saelab.{name}" else getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -52,9 +52,9 @@ reveal_type(saelab.build_features(trained[0], out="features"))
 reveal_type(saelab.dark_matter(sae, store, out="dm").to_frame())
 reveal_type(circuits.find("induction").faithfulness)
 reveal_type(saelab.explain("features").plot())
-saelab.harvest(3, out="x")
-saelab.evaluate("x", max_tokens="many")
-saelab.trainn
+saelab.harvest(3, out="x")  # wrong
+saelab.evaluate("x", max_tokens="many")  # wrong
+saelab.trainn  # wrong
 """
 
 
@@ -69,8 +69,9 @@ def test_mypy_sees_the_types_in_a_users_file(tmp_path):
     revealed = [line.split('"')[1].rpartition(".")[2] for line in said if "Revealed" in line]
     assert revealed[:5] == ["ActivationStore", "Training", "Evaluation", "FullEvaluation", "FeatureStore"], done.stdout
     assert revealed[6] == "float"
-    errors = [line for line in said if "error:" in line]
-    assert [line.split(":")[1] for line in errors] == ["18", "19", "20"], done.stdout
+    errors = [int(line.split(":")[1]) for line in said if "error:" in line]
+    wrong = [number for number, line in enumerate(USER.splitlines(), 1) if line.endswith("# wrong")]
+    assert errors == wrong, done.stdout
 
 
 def test_help_answers_quickly():

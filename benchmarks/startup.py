@@ -1,0 +1,80 @@
+"""How long a user waits before anything happens: ``import saelab``, ``saelab --help`` and the help of commands.
+
+    python benchmarks/startup.py                        print the table
+    python benchmarks/startup.py --docs docs/api.md     put it into the page
+
+Each line is a process of its own, started to ended; medians of interleaved runs, after one that is not counted (it
+compiles the bytecode of a fresh installation). ``python -c pass`` is the part that is Python's own.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jsonl import markdown, put_section
+
+SAELAB = [sys.executable, "-m", "saelab"]
+COMMANDS = {
+    "python -c pass": [sys.executable, "-c", "pass"],
+    "python -c 'import saelab'": [sys.executable, "-c", "import saelab"],
+    "saelab --help": [*SAELAB, "--help"],
+    "saelab train --help": [*SAELAB, "train", "--help"],
+    "saelab circuits --help": [*SAELAB, "circuits", "--help"],
+    "a misspelt command": [*SAELAB, "trian"],
+    "python -c 'import torch'": [sys.executable, "-c", "import torch"],
+}
+
+
+def measure(repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each command, one number per round."""
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for turn in range(repeats + 1):
+        for name, command in COMMANDS.items():
+            started = time.perf_counter()
+            done = subprocess.run(command, check=False, capture_output=True)
+            took = time.perf_counter() - started
+            if (done.returncode != 0) != (name == "a misspelt command"):
+                raise SystemExit(f"{name} returned {done.returncode}: {done.stderr.decode()}")
+            if turn > 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]]) -> str:
+    """Return the Markdown table and the line that says where it was measured."""
+    rows = [
+        [f"`{name}`" if name != "a misspelt command" else name, f"{statistics.median(s):.2f}", f"{max(s):.2f}"]
+        for name, s in seconds.items()
+    ]
+    repeats = len(next(iter(seconds.values())))
+    return (
+        f"{markdown(['process', 'seconds, median', 'slowest'], rows)}\n\n"
+        f"`python benchmarks/startup.py --docs docs/api.md` on {datetime.datetime.now(datetime.UTC).date()}: "
+        f"{repeats} runs each,\n{os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}."
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="write the seconds here")
+    parser.add_argument("--docs", type=Path, help="put the table into this page")
+    args = parser.parse_args()
+    seconds = measure(args.repeats)
+    print(table(seconds))
+    if args.json:
+        args.json.write_text(json.dumps(seconds, indent=1))
+    if args.docs:
+        put_section(args.docs, "startup", table(seconds))
+
+
+if __name__ == "__main__":
+    main()
