@@ -4,7 +4,8 @@
     python benchmarks/startup.py --docs docs/api.md     put it into the page
 
 Each line is a process of its own, started to ended; medians of interleaved runs, after one that is not counted (it
-compiles the bytecode of a fresh installation). ``python -c pass`` is the part that is Python's own.
+compiles the bytecode of a fresh installation). ``python -c pass`` is the part that is Python's own. CPU seconds are
+those of all threads; they change little with what else runs on the machine, seconds do.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -28,18 +30,23 @@ COMMANDS = {
     "saelab train --help": [*SAELAB, "train", "--help"],
     "saelab circuits --help": [*SAELAB, "circuits", "--help"],
     "a misspelt command": [*SAELAB, "trian"],
-    "python -c 'import torch'": [sys.executable, "-c", "import torch"],
 }
 
 
-def measure(repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each command, one number per round."""
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+def children_cpu() -> float:
+    """Return the CPU seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the seconds and the CPU seconds of each command, one pair per round."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for turn in range(repeats + 1):
         for name, command in COMMANDS.items():
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), children_cpu()
             done = subprocess.run(command, check=False, capture_output=True)
-            took = time.perf_counter() - started
+            took = time.perf_counter() - started, children_cpu() - cpu
             if (done.returncode != 0) != (name == "a misspelt command"):
                 raise SystemExit(f"{name} returned {done.returncode}: {done.stderr.decode()}")
             if turn > 0:
@@ -47,17 +54,21 @@ def measure(repeats: int) -> dict[str, list[float]]:
     return seconds
 
 
-def table(seconds: dict[str, list[float]]) -> str:
+def table(seconds: dict[str, list[tuple[float, float]]]) -> str:
     """Return the Markdown table and the line that says where it was measured."""
     rows = [
-        [f"`{name}`" if name != "a misspelt command" else name, f"{statistics.median(s):.2f}", f"{max(s):.2f}"]
-        for name, s in seconds.items()
+        [
+            f"`{name}`" if name != "a misspelt command" else name,
+            *(f"{statistics.median(s):.2f}" for s in zip(*pairs, strict=True)),
+        ]
+        for name, pairs in seconds.items()
     ]
     repeats = len(next(iter(seconds.values())))
     return (
-        f"{markdown(['process', 'seconds, median', 'slowest'], rows)}\n\n"
+        f"{markdown(['process', 'seconds', 'CPU seconds'], rows)}\n\n"
         f"`python benchmarks/startup.py --docs docs/api.md` on {datetime.datetime.now(datetime.UTC).date()}: "
-        f"{repeats} runs each,\n{os.cpu_count()} {platform.machine()} cores, Python {platform.python_version()}."
+        f"medians of\n{repeats} runs, {os.cpu_count()} {platform.machine()} cores, "
+        f"Python {platform.python_version()}, load average {os.getloadavg()[0]:.0f}."
     )
 
 
