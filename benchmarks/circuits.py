@@ -3,6 +3,7 @@
     python benchmarks/circuits.py table    # seconds, AUC, faithfulness, CPR, CMD of every method; the codes' null
     python benchmarks/circuits.py speed    # discrete codes and ACDC at 32 and 250 prompts
     python benchmarks/circuits.py null     # the codes on models whose heads are known, shuffled labels too
+    python benchmarks/circuits.py trainings # the same on the induction model of two other training seeds
     python benchmarks/circuits.py embedded # circuits of the embedded model, with random circuits beside them
 
 All methods of a row see the same prompts on the same machine, one after another. Writes one JSON object per line.
@@ -12,6 +13,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 
 import numpy as np
 import torch
@@ -32,25 +34,27 @@ TABLE = (
     CompareJob(task="trigger", model="hand-induction", ablation="zero", metric="kl", pooling="each", l1=0.005, n=128,
                methods=["codes", "patching", "patching-nodes", "acdc", "eap-ig", "dfa"]),
     CompareJob(task="trigger", model="induction-trained", pooling="each", l1=0.005, n=128),
-    CompareJob(task="recall", model="embedded", pooling="last", n=250),
-    CompareJob(task="bracket", model="embedded", pooling="last", n=250),
+    CompareJob(task="bracket", model="embedded", pooling="each", n=32),
+    CompareJob(task="recall", model="embedded", pooling="last", n=32),
 )  # fmt: skip
-"""Rows of the table; 250 prompts of each class is what the discrete-code paper uses."""
-
+"""Rows of the table. Exact patching of the embedded model is 1,004 runs over all prompts, hence 32 there (`speed` has
+the 250 prompts of each class of the discrete-code paper)."""
 
 SEEDS = 5
 """Draws of prompts, SAE and relabellings in the codes' null."""
 
 
-def table(scale: float) -> None:
-    """Print one line for each method of each row."""
+def table(scale: float, only: str | None) -> None:
+    """Print one line for each method of each row; ``only`` names one model/task."""
     for job in TABLE:
+        if only not in (None, f"{job.model}/{job.task}"):
+            continue
         n = max(12, round(job.n * scale))
         found = run_compare(job.model_copy(update={"n": n, "n_heldout": min(n, 64)}))
-        seconds = {row.method: row.seconds for row in found.rows}
+        seconds = {row.method: row.cpu_seconds for row in found.rows}
         for row in found.rows:
-            ratio = seconds["acdc"] / row.seconds
-            data = {"model": job.model, "task": job.task, "n": n, **vars(row), "acdc_seconds_over_this": ratio}
+            ratio = seconds["acdc"] / row.cpu_seconds
+            data = {"model": job.model, "task": job.task, "n": n, **vars(row), "acdc_cpu_over_this": ratio}
             print(json.dumps({key: None if _is_nan(value) else value for key, value in data.items()}), flush=True)
         print(json.dumps({"model": job.model, "task": job.task, "truth": found.truth, "n_edges": found.n_edges,
                           "n_true_edges": found.n_true_edges}), flush=True)  # fmt: skip
@@ -62,27 +66,51 @@ def _is_nan(value: object) -> bool:
 
 def null() -> None:
     """AUC of the discrete codes on the models whose heads are known, by pooling and score, true and shuffled labels."""
-    from saelab.analysis.circuits.scores import roc_auc
+    for model, true in (
+        ("hand-induction", {"a0.h0", "a1.h0"}),
+        ("induction-trained", _true_heads("induction-trained")),
+    ):
+        for pooling in ("each", "last", "mean", "max"):
+            _codes(model, model, true, pooling)
+
+
+def trainings() -> None:
+    """The same for induction models of other training seeds, their heads' roles measured again."""
+    from saelab.analysis.circuits.trained import train_induction
+
+    for seed in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            train_induction(folder, seed=seed)
+            for pooling in ("each", "last"):
+                _codes(f"induction, training seed {seed}", folder, _true_heads(folder), pooling)
+
+
+def _true_heads(model: str) -> set[str]:
+    """Heads of a two-layer model that look at the previous token (layer 0) or after the last occurrence (layer 1)."""
     from saelab.analysis.circuits.trained import head_roles
     from saelab.models.components import Components
 
-    roles = head_roles(Components(open_model("induction-trained")))
-    trained = {f"a0.h{h}" for h in np.flatnonzero(roles.previous[0] > 0.5)}
-    trained |= {f"a1.h{h}" for h in np.flatnonzero(roles.induction[1] > 0.5)}
-    for model, true in (("hand-induction", {"a0.h0", "a1.h0"}), ("induction-trained", trained)):
-        for pooling in ("each", "last", "mean", "max"):
-            found = [
-                run_heads(HeadsJob(task="trigger", model=model, pooling=pooling, l1=0.005, n=100, seed=seed))
-                for seed in range(SEEDS)
-            ]
-            truth = np.array([found[0].graph.writers[w] in true for w in found[0].graph.heads])
-            line: dict[str, object] = {"model": model, "pooling": pooling, "seeds": SEEDS}
-            line["auc"] = [round(roc_auc(f.excess, truth), 3) for f in found]
-            line["auc_z"] = [round(roc_auc(f.z, truth), 3) for f in found]
-            line["auc_unique"] = [round(roc_auc(f.unique, truth), 3) for f in found]
-            line["auc_shuffled"] = float(np.mean([roc_auc(n, truth) for f in found for n in f.null_excess]))
-            line["seconds"] = float(np.mean([f.seconds for f in found]))
-            print(json.dumps(line), flush=True)
+    roles = head_roles(Components(open_model(model)))
+    true = {f"a0.h{h}" for h in np.flatnonzero(roles.previous[0] > 0.5)}
+    return true | {f"a1.h{h}" for h in np.flatnonzero(roles.induction[1] > 0.5)}
+
+
+def _codes(name: str, model: str, true: set[str], pooling: str) -> None:
+    """Print the AUCs of the codes on one model over ``SEEDS`` seeds."""
+    from saelab.analysis.circuits.scores import roc_auc
+
+    found = [
+        run_heads(HeadsJob(task="trigger", model=model, pooling=pooling, l1=0.005, n=100, seed=seed))
+        for seed in range(SEEDS)
+    ]
+    truth = np.array([found[0].graph.writers[w] in true for w in found[0].graph.heads])
+    line: dict[str, object] = {"model": name, "pooling": pooling, "seeds": SEEDS, "true_heads": sorted(true)}
+    line["auc"] = [round(roc_auc(f.excess, truth), 3) for f in found]
+    line["auc_z"] = [round(roc_auc(f.z, truth), 3) for f in found]
+    line["auc_unique"] = [round(roc_auc(f.unique, truth), 3) for f in found]
+    line["auc_shuffled"] = float(np.mean([roc_auc(n, truth) for f in found for n in f.null_excess]))
+    line["seconds"] = float(np.mean([f.seconds for f in found]))
+    print(json.dumps(line), flush=True)
 
 
 def speed() -> None:
@@ -130,16 +158,17 @@ def embedded() -> None:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["table", "speed", "null", "embedded"])
+    parser.add_argument("what", choices=["table", "speed", "null", "trainings", "embedded"])
     parser.add_argument("--scale", type=float, default=1.0, help="prompts, as a share of the usual number")
+    parser.add_argument("--only", help="of the table: one model/task, such as embedded/bracket")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     set_progress(False)
     if given.what == "table":
-        table(given.scale)
+        table(given.scale, given.only)
     else:
-        {"speed": speed, "null": null, "embedded": embedded}[given.what]()
+        {"speed": speed, "null": null, "trainings": trainings, "embedded": embedded}[given.what]()
 
 
 if __name__ == "__main__":

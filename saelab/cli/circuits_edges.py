@@ -88,28 +88,21 @@ def _find(job: FindJob, out: str | None, force: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(finite(circuit.to_dict())))
         return
+    setting = circuit.setting
+    about = {
+        "edges": f"{circuit.n_edges} of {circuit.graph.n_edges} ({circuit.share:.1%})",
+        "heads": " ".join(circuit.heads) or "none",
+        "MLPs": " ".join(circuit.mlps) or "none",
+        setting.metric: f"{circuit.model_score:.3f} model, {circuit.empty_score:.3f} with every edge removed",
+    }
+    console.out.print(f"{circuit.task} on {circuit.model}: circuit by {circuit.method}", style="italic", markup=False)
+    for name, text in about.items():
+        console.out.print(f"{name:<12}{text}", markup=False, soft_wrap=True)
+    console.out.print(frame_table(f"faithfulness on {circuit.n_heldout} held-out prompts", circuit.judged_frame()))
     console.out.print(
-        console.key_value_table(
-            f"{circuit.task} on {circuit.model}: circuit by {circuit.method}",
-            {
-                "edges": f"{circuit.n_edges} of {circuit.graph.n_edges} ({circuit.share:.1%})",
-                "heads": " ".join(circuit.heads) or "none",
-                "MLPs": " ".join(circuit.mlps) or "none",
-                "faithfulness": circuit.faithfulness,
-                "on its own prompts": circuit.faithfulness_train,
-                "without it": circuit.completeness,
-                "metric": f"{circuit.model_score:.3f} model, {circuit.empty_score:.3f} nothing",
-                **circuit.control_lines(),
-            },
-            {
-                "faithfulness": f"on {circuit.n_heldout} held-out prompts: 1 the whole model, 0 every edge removed",
-                "without it": "faithfulness of all other edges, held-out prompts",
-                "metric": f"{circuit.setting.metric}, held-out prompts",
-                "random edges": "as many, drawn from all",
-                "random paths": "as many edges, on paths from the embeddings to the logits",
-                "random heads and MLPs": "as many of each, with all edges among them",
-            },
-        )
+        "1: the whole model, 0: every edge removed. Random paths: as many edges, on paths from the embeddings to the "
+        "logits; random heads and MLPs: as many, with all edges among them.",
+        style="dim",
     )
     console.out.print(frame_table("edges", circuit.to_frame().head(20)))
     if out is not None:

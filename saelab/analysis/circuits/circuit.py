@@ -24,6 +24,8 @@ KIND = "circuit"
 SIZES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 """Shares of edges that :func:`smallest_circuit` tries, smallest first."""
 
+CONTROL_NAMES = {"edges": "random edges", "paths": "random paths", "parts": "random heads and MLPs"}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit(Result):
@@ -78,11 +80,25 @@ class Circuit(Result):
 
     def control_lines(self) -> dict[str, str]:
         """Mean and best faithfulness of the random circuits, by what they have in common with this one."""
-        names = {"edges": "random edges", "paths": "random paths", "parts": "random heads and MLPs"}
         return {
-            names[control]: f"{np.mean(values):.3f} mean, {max(values):.3f} best of {len(values)}"
+            CONTROL_NAMES[control]: f"{np.mean(values):.3f} mean, {max(values):.3f} best of {len(values)}"
             for control, values in self.random_faithfulness.items()
         }
+
+    def judged_frame(self) -> "pd.DataFrame":
+        """Faithfulness of the circuit, of all other edges, and of the random circuits (mean and best)."""
+        import pandas as pd
+
+        alone = {
+            "the circuit": self.faithfulness,
+            "on its own prompts": self.faithfulness_train,
+            "all other edges": self.completeness,
+        }
+        rows = [{"of": name, "mean": value, "best": float("nan")} for name, value in alone.items()]
+        for control, values in self.random_faithfulness.items():
+            name = f"{len(values)} {CONTROL_NAMES[control]}"
+            rows.append({"of": name, "mean": float(np.mean(values)), "best": max(values)})
+        return pd.DataFrame(rows)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row for each edge in the circuit, largest score first."""

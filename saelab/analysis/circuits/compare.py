@@ -5,6 +5,7 @@ the metric by more than ``reference_share`` of what removing everything does; th
 one split of the prompts, faithfulness from the other.
 """
 
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +57,8 @@ class MethodResult:
     """Area between faithfulness and 1 (smaller is better)."""
     seconds: float
     """Wall time of the scoring."""
+    cpu_seconds: float
+    """Processor time of the scoring, summed over threads: what other work on the machine hardly changes."""
     runs: int
     """Runs of the model (forward passes over the batch; a backward counts as one)."""
 
@@ -136,7 +139,12 @@ def compare(
             f"no circuit method '{unknown[0]}'{nearest(unknown[0], METHODS)} (known: {', '.join(METHODS)})"
         )
     runner = EdgeRunner(parts, train, setting)
-    found = {name: run_method(name, parts, runner, codes, tau=tau, steps=steps) for name in methods}
+    found: dict[str, EdgeScores] = {}
+    cpu: dict[str, float] = {}
+    for name in methods:
+        began = time.process_time()
+        found[name] = run_method(name, parts, runner, codes, tau=tau, steps=steps)
+        cpu[name] = time.process_time() - began
     if truth is None:
         reference = found.get("patching") or patch_edges(runner)
         edges, source = _reference(runner, reference, reference_share)
@@ -144,7 +152,9 @@ def compare(
     else:
         edges, nodes, source = truth.edges, truth.nodes, f"{truth.name}: {truth.source}"
     judge = EdgeRunner(parts, heldout, setting)
-    rows = [_judge(score, edges, nodes, judge, fraction) for score in found.values()]
+    rows = [
+        _judge(score, edges, nodes, judge, fraction=fraction, cpu_seconds=cpu[name]) for name, score in found.items()
+    ]
     return Comparison(
         model=parts.model.name,
         task=train.name,
@@ -192,7 +202,9 @@ def _judge(
     edges: Bool[np.ndarray, "r w"],
     nodes: Bool[np.ndarray, " w"],
     judge: EdgeRunner,
+    *,
     fraction: float,
+    cpu_seconds: float,
 ) -> MethodResult:
     graph = judge.graph
     edge_auc = edge_f1 = float("nan")
@@ -221,5 +233,6 @@ def _judge(
         measured.cpr,
         measured.cmd,
         scores.seconds,
+        cpu_seconds,
         runs,
     )

@@ -87,6 +87,7 @@ def test_compare_against_the_known_circuit(known):
     assert rows["patching nodes"].node_auc == 1
     assert np.isnan(rows["codes"].edge_auc)
     assert rows["acdc"].runs <= found.n_edges
+    assert all(row.cpu_seconds > 0 for row in found.rows)
     assert json.loads(json.dumps(found.to_dict()))["n_true_edges"] == 7
     assert list(found.to_frame()["method"]) == list(rows)
 
@@ -99,6 +100,12 @@ def test_commands(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["heads"] == ["a0.h0", "a1.h0"]
     assert _run(find) == 1
     assert "--force" in capsys.readouterr().err
+    assert _run([*find[:-1], "--force"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    circuit, parts = (
+        next(x.split() for x in lines if name in x) for name in ("the circuit ", "3 random heads and MLPs")
+    )
+    assert (circuit[-2:], len(parts)) == (["1.000", "-"], 7), "one line for each circuit judged, at 80 columns"
     heads = ["circuits", "heads", "--task", "trigger", "--model", "hand-induction", "--n", "12", "--epochs", "30"]
     assert _run([*heads, "--json"]) == 1
     assert "pooling" in capsys.readouterr().err
