@@ -1,5 +1,6 @@
 """Circuits: the parts of a model, or the features of SAEs, that do a task together."""
 
+import pandas as pd
 import shell
 import streamlit as st
 
@@ -45,5 +46,5 @@ event = st.dataframe(
 cells = event["selection"]["cells"]
 if cells and {"site", "feature"} <= set(circuit.table.columns):
     row = circuit.table.iloc[cells[0][0]]
-    if row["feature"] is not None and row["feature"] == row["feature"] and int(row["feature"]) >= 0:
+    if pd.notna(row["feature"]):
         open_in_site(str(row["site"]), int(row["feature"]))

@@ -171,6 +171,11 @@ def save_feature_circuit(circuit: Any, folder: str | Path, tokens: Mapping[str, 
 
     folder = prepare_output(folder, force=True)
     data = circuit.to_dict()
+    if tokens:
+        data["nodes"] = [
+            {**shown, "tokens": "" if n.address.index == "error" else describe(n.address.site, n.address.index)}
+            for shown, n in zip(data["nodes"], circuit.nodes, strict=True)
+        ]
     write_json(folder / "circuit.json", data)
     about = describe if tokens else None
     write_pages(folder, feature_report(circuit, about), feature_figure(circuit, about)[0])

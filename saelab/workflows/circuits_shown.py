@@ -74,8 +74,6 @@ def _edges(folder: Path) -> ShownCircuit:
 
 def _features(folder: Path) -> ShownCircuit:
     """Read a circuit of SAE features; errors of SAEs are nodes too."""
-    import pandas as pd
-
     from saelab.analysis.circuits.figure import FigureEdge, FigureNode
 
     data = _object(folder / "circuit.json")
@@ -89,11 +87,13 @@ def _features(folder: Path) -> ShownCircuit:
         counts[site] += 1
         kind = "error" if index == "error" else "feature"
         effect, exact = float(node["effect"]), node["exact"]
-        hover = "" if exact is None else f"measured {exact:.4g}"
+        says = str(node.get("tokens", ""))
+        hover = "\n".join(filter(None, ["" if exact is None else f"measured {exact:.4g}", says]))
         label = "" if kind == "error" else index
         nodes.append(FigureNode(str(node["node"]), float(at), float(sites.index(site)), kind, effect, label, hover))
-        feature = -1 if kind == "error" else int(index)
-        rows.append({"site": site, "feature": feature, "position": where, "effect": effect, "measured": exact})
+        feature = None if kind == "error" else int(index)
+        about = {"site": site, "feature": feature, "kind": kind, "position": where}
+        rows.append({**about, "effect": effect, "measured": exact, "tokens": says})
     known = {node.name for node in nodes}
     ends = {str(edge["target"]) for edge in data["edges"]} - known
     middle = sum(node.x for node in nodes) / max(len(nodes), 1)
@@ -107,29 +107,26 @@ def _features(folder: Path) -> ShownCircuit:
     labels = [(float(k), site) for k, site in enumerate(sites)]
     axes: dict[str, Any] = {"y_labels": labels, "x_title": "nodes of a site, largest effect first", "y_title": "site"}
     figure = _clickable(nodes, edges, [(row["site"], row["feature"]) for row in rows], **axes)
-    best = max(data["curve"], key=lambda point: point["faithfulness"], default=None)
+    within = [point for point in data["curve"] if point["n_nodes"] <= len(rows)]
+    judged = max(within or data["curve"], key=lambda point: point["n_nodes"], default=None)
     numbers = {
         "nodes": (f"{len(rows):,}", f"Of {data['n_candidates']:,} with any effect."),
         "edges": (f"{len(data['edges']):,}", "Edges between them."),
     }
-    if best is not None:
-        meaning = (
-            f"Best share of the task that the nodes of a size do alone, on unseen prompts: {best['n_nodes']:,} nodes."
-        )
-        numbers["faithfulness"] = (f"{best['faithfulness']:.3f}", meaning)
+    if judged is not None:
+        meaning = f"Share of the task that the {judged['n_nodes']:,} nodes of largest effect do alone, unseen prompts."
+        numbers["faithfulness"] = (f"{judged['faithfulness']:.3f}", meaning)
         numbers["by chance"] = (
-            f"{best['random']:.3f}",
+            f"{judged['random']:.3f}",
             "Random sets of as many nodes at each site; as many that change most between the prompts: "
-            f"{best['changed']:.3f}.",
+            f"{judged['changed']:.3f}.",
         )
     about = f"{data['model']}, effects by {data['method']} on {data['metric']}; {data['n_heldout']:,} unseen prompts"
-    return ShownCircuit(str(data["task"]), about, numbers, figure, pd.DataFrame(rows))
+    return ShownCircuit(str(data["task"]), about, numbers, figure, _table(rows))
 
 
 def _attribution(folder: Path) -> ShownCircuit:
     """Read an attribution graph: one prompt, transcoders in place of MLPs."""
-    import pandas as pd
-
     from saelab.analysis.circuits.figure import FigureEdge, FigureNode
 
     data, about = _object(folder / "graph.json"), read_manifest(folder, CIRCUIT)
@@ -148,7 +145,7 @@ def _attribution(folder: Path) -> ShownCircuit:
         place = (position + 0.12 * (at % 7), 2.0 * layer + 0.22 * (at // 7))
         hover = f"token {tokens[position]!r}\n{node['clerp']}".strip()
         nodes.append(FigureNode(str(node["node_id"]), *place, kind, float(node["influence"]), label, hover))
-        feature = int(node["feature"]) if kind == "feature" else -1
+        feature = int(node["feature"]) if kind == "feature" else None
         rows.append(
             {
                 **{"kind": kind, "site": f"blocks.{layer}.mlp" if kind == "feature" else "", "feature": feature},
@@ -166,7 +163,7 @@ def _attribution(folder: Path) -> ShownCircuit:
         "replacement": (f"{about['replacement']:.3f}", "Share of the influence from tokens, not from errors."),
         "completeness": (f"{about['completeness']:.3f}", "Mean share of a node's inputs that are no errors."),
     }
-    table = pd.DataFrame(rows).sort_values("influence", ascending=False, kind="stable").reset_index(drop=True)
+    table = _table(rows).sort_values("influence", ascending=False, kind="stable").reset_index(drop=True)
     return ShownCircuit(f"{about['prompt']!r}", f"{about['model']}, attribution graph", numbers, figure, table)
 
 
@@ -184,8 +181,18 @@ def _object(path: Path) -> dict[str, Any]:
     return data
 
 
+def _table(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    """Rows as a frame whose ``feature`` is empty where a part is none; columns that say nothing are left out."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
+    if len(frame):
+        frame["feature"] = frame["feature"].astype("Int64")
+    return frame.drop(columns=[name for name in ("tokens", "says") if name in frame and not frame[name].any()])
+
+
 def _clickable(
-    nodes: "list[FigureNode]", edges: "list[FigureEdge]", targets: list[tuple[str, int]], **axes: Any
+    nodes: "list[FigureNode]", edges: "list[FigureEdge]", targets: list[tuple[str, int | None]], **axes: Any
 ) -> Any:
     """Draw a graph whose first points carry their targets, so that a click can open a feature."""
     from saelab.analysis.circuits.figure import graph_figure
@@ -193,7 +200,8 @@ def _clickable(
     figure, _ = graph_figure(nodes, edges, **axes)
     points = figure.data[-1]
     points.hovertext, points.hovertemplate = points.customdata, "%{hovertext}<extra></extra>"
-    points.customdata = [list(t) for t in targets] + [["", -1]] * (len(nodes) - len(targets))
+    clicks = [[site, -1 if feature is None else feature] for site, feature in targets]
+    points.customdata = clicks + [["", -1]] * (len(nodes) - len(targets))
     return figure
 
 

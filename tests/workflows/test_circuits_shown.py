@@ -11,10 +11,11 @@ SITE = "blocks.1.hook_resid_post"
 
 def test_feature_circuit(tmp_path):
     nodes = [
-        {"node": f"{SITE}/all/7", "effect": -2.0, "exact": -1.5},
+        {"node": f"{SITE}/all/7", "effect": -2.0, "exact": -1.5, "tokens": "'[' '('"},
         {"node": f"{SITE}/all/error", "effect": 0.5, "exact": None},
     ]
-    curve = [{"threshold": 0.1, "n_nodes": 2, "faithfulness": 0.9, "completeness": 0.1, "random": 0.2, "changed": 0.3}]
+    rest = {"completeness": 0.1, "random": 0.2, "changed": 0.3}
+    curve = [{"threshold": t, "n_nodes": n, "faithfulness": f, **rest} for t, n, f in ((0.01, 9, 1.1), (0.1, 2, 0.9))]
     about = {"model": "m", "task": "t", "method": "ig", "metric": "nll", "n_heldout": 3, "n_candidates": 40}
     edges = [{"source": f"{SITE}/all/7", "target": "metric/all/0", "weight": 1.0}]
     data = {**about, "sites": [SITE], "nodes": nodes, "edges": edges, "curve": curve}
@@ -24,8 +25,11 @@ def test_feature_circuit(tmp_path):
     points = shown.figure.data[-1].customdata
     assert feature_of(list(points[0])) == (SITE, 7)
     assert [feature_of(list(point)) for point in points[1:]] == [None, None]
-    assert shown.table["feature"].tolist() == [7, -1]
-    assert shown.numbers["faithfulness"][0] == "0.900"
+    assert "'['" in shown.figure.data[-1].hovertext[0]
+    assert shown.table["kind"].tolist() == ["feature", "error"]
+    assert shown.table["feature"].isna().tolist() == [False, True]
+    assert shown.table["tokens"].tolist() == ["'[' '('", ""]
+    assert shown.numbers["faithfulness"][0] == "0.900", "of the nodes drawn, not the best of all sizes"
     write_json(tmp_path / "circuit.json", {"sites": 3})
     with pytest.raises(CorruptError, match="not a circuit that this version can read"):
         open_circuit(tmp_path)
