@@ -116,7 +116,7 @@ def place() -> Place:
     if not by_key:
         for problem in found.problems:
             st.error(plain(problem), icon=":material/error:")
-        st.info("Nothing to browse in the folders given. This makes a run to look at:")
+        st.info("No SAE in the folders given. This makes a run to look at:")
         st.code("saelab demo --out saelab-demo\nsaelab app saelab-demo", language="bash")
         st.stop()
     return by_key[st.session_state.get("place", next(iter(by_key)))]

@@ -28,9 +28,9 @@ def command(path: tuple[str, ...], port: int, host: str) -> None:
     library = survey(path)
     for problem in library.problems:
         click.echo(f"saelab: {problem}", err=True)
-    if not library.places and not library.logs:
+    if not library.places and not library.logs and not any(library.results.values()):
         raise SaelabError(
-            f"nothing to browse in {', '.join(path)}; give the folder of a run, feature store or SAE "
+            f"nothing to browse in {', '.join(path)}; give the folder of a run, feature store, SAE or result "
             "('saelab demo' makes one)"
         )
     require_free(host, port)

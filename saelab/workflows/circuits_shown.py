@@ -92,8 +92,8 @@ def _features(folder: Path) -> ShownCircuit:
         label = "" if kind == "error" else index
         nodes.append(FigureNode(str(node["node"]), float(at), float(sites.index(site)), kind, effect, label, hover))
         feature = None if kind == "error" else int(index)
-        about = {"site": site, "feature": feature, "kind": kind, "position": where}
-        rows.append({**about, "effect": effect, "measured": exact, "tokens": says})
+        where_it_is = {"site": site, "feature": feature, "kind": kind, "position": where}
+        rows.append({**where_it_is, "effect": effect, "measured": exact, "tokens": says})
     known = {node.name for node in nodes}
     ends = {str(edge["target"]) for edge in data["edges"]} - known
     middle = sum(node.x for node in nodes) / max(len(nodes), 1)

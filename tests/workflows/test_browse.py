@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saelab.cli.main import _run
-from saelab.core.artifacts import read_manifest, write_json
+from saelab.core.artifacts import read_manifest, write_json, write_manifest
 from saelab.core.errors import CorruptError, MissingFileError
 from saelab.features.notes import Notes
 from saelab.features.store import open_features
@@ -65,15 +65,18 @@ def test_command_refuses_what_it_cannot_show(tmp_path, capsys):
     assert _run(["app"]) == 2
 
 
-def test_command_names_a_taken_port(made, capsys):
+def test_command_names_a_taken_port(made, tmp_path, capsys):
     import socket
 
+    (tmp_path / "c").mkdir()
+    write_manifest(tmp_path / "c", "circuit", {"content": "edges"})
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert _run(["app", str(made), "--host", "127.0.0.1", "--port", str(port)]) == 1
-    assert f"port {port} is taken" in capsys.readouterr().err
+        for folder in (made, tmp_path / "c"):  # a result alone is enough to look at
+            assert _run(["app", str(folder), "--host", "127.0.0.1", "--port", str(port)]) == 1
+            assert f"port {port} is taken" in capsys.readouterr().err
 
 
 def test_settings_keep_everything_on_this_machine():
