@@ -80,7 +80,7 @@ def weighted_bits(done: Sparsified) -> float | None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make what is missing, setting by setting."""
+    """Make what is missing, seed by seed."""
     set_progress(False)
     done = {(r["method"], r["setting"], r["seed"]) for r in read_rows(args.results)}
     plain = load_model(args.model)
@@ -90,11 +90,12 @@ def run(args: argparse.Namespace) -> None:
     texts = {seed: list(rows_of(plain, args.calibration, used, 64 * seed).batches(16)) for seed in args.seeds}
     unpruned = {seed: loss(plain, batches) for seed, batches in texts.items()}
     model = load_model(args.model)
-    for method, setting, keys in loss_recipes():
-        recipe = Recipe.model_validate({"calibration_tokens": args.calibration_tokens, **keys})
-        for seed in args.seeds:
-            if (method, setting, seed) in done or (args.only and method not in args.only):
+    for seed in args.seeds:
+        for method, setting, keys in loss_recipes():
+            wanted = (not args.only or method in args.only) and (not args.settings or setting in args.settings)
+            if (method, setting, seed) in done or not wanted:
                 continue
+            recipe = Recipe.model_validate({"calibration_tokens": args.calibration_tokens, **keys})
             if method == "structured":  # its matrices are smaller afterwards
                 model = load_model(args.model)
             else:
@@ -126,15 +127,16 @@ def tables(rows: list[dict[str, Any]]) -> str:
                 mean_spread(r["kl"] for r in group),
                 mean_spread(r["calibration_loss"] for r in group),
                 mean_spread([statistics.fmean(bits)], 2) if bits else "",
+                str(len(group)),
             ]
         )
     dense = rows[0]["dense_loss"]
     calibration = mean_spread({r["seed"]: r["dense_calibration_loss"] for r in rows}.values())
-    header = ["method", "setting", "zeros, %", "loss", "KL", "calibration loss", "bits"]
-    seeds = len({r["seed"] for r in rows})
+    header = ["method", "setting", "zeros, %", "loss", "KL", "calibration loss", "bits", "texts"]
     return (
-        f"Nats per token, mean ± standard deviation over {seeds} calibration texts. Dense: loss {dense:.3f}, "
-        f"calibration loss {calibration}.\n\n{markdown(header, lines)}\n\n" + "\n".join(ordering(found))
+        f"Nats per token, mean ± standard deviation over calibration texts (*texts*: how many were run). "
+        f"Dense: loss {dense:.3f}, calibration loss {calibration}.\n\n{markdown(header, lines)}\n\n"
+        + "\n".join(ordering(found))
     )
 
 
@@ -144,7 +146,7 @@ def ordering(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
     for setting in dict.fromkeys(setting for _, setting in found):
         for better, worse in (("dsnot", "wanda"), ("wanda", "magnitude")):
             left, right = ({r["seed"]: r for r in found.get((name, setting), [])} for name in (better, worse))
-            both = [seed for seed in left if seed in right]
+            both = [seed for seed in left if seed in right]  # the same calibration texts
             if both:
                 differences = [
                     mean_spread(left[s][measure] - right[s][measure] for s in both)
@@ -152,7 +154,7 @@ def ordering(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
                 ]
                 said.append(
                     f"* {better} minus {worse} at {setting}: {differences[0]} held out, {differences[1]} on the "
-                    "calibration text."
+                    f"calibration text ({len(both)} texts)."
                 )
     return said
 
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("--calibration_tokens", type=int, default=8192)
     parser.add_argument("--eval_rows", type=int, default=32)
     parser.add_argument("--only", nargs="+", help="methods to run")
+    parser.add_argument("--settings", nargs="+", help="settings to run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add_table_options(parser, RESULTS)
     args = parser.parse_args()

@@ -69,9 +69,8 @@ def _study(job: StudyJob, out: str, force: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(study.to_dict()))
         return
-    turned = study.to_frame().set_index("model").T.rename_axis("measure").reset_index()
-    console.out.print(console.frame_table("what sparsity does to features", turned))
-    console.say(f"report: {out}/study.html; row 'dense' under matched and lost is the control (two seeds)")
+    console.out.print(console.frame_table("what sparsity does to features", study.summary()))
+    console.say(f"report: {out}/study.html; of matched and lost, the column 'dense' is the control (two seeds)")
 
 
 study_command = config_command(

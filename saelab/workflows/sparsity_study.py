@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 LOST = 0.3
 """A feature is lost when no feature of the other SAE correlates with it more than this."""
 MEASURES = ("fvu", "ce_recovered", "ce_clean", "dead_fraction")
+SHOWN = {
+    "fvu": "FVU of the SAE",
+    "ce_recovered": "CE recovered",
+    "ce_clean": "loss of the model (nats)",
+    "dead_fraction": "dead features",
+    "matched": "correlation of matched features",
+    "lost": "features of the dense SAE lost",
+}
 
 
 class StudyJob(Config):
@@ -89,6 +97,16 @@ class Study(Result):
 
         matches = {row["model"]: row for row in self.matches}
         return pd.DataFrame([{**row, **matches[row["model"]]} for row in self.models])
+
+    def summary(self) -> "pd.DataFrame":
+        """One row per measure and one column per model, as texts ``mean ± standard deviation``."""
+        import pandas as pd
+
+        columns = {
+            row["model"]: [f"{row[name]:.4f} ± {row[f'{name}_sd']:.4f}" for name in SHOWN]
+            for row in self.to_frame().to_dict("records")
+        }
+        return pd.DataFrame({"measure": list(SHOWN.values()), **columns})
 
     def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
         """FVU, CE recovered, and features lost, of each model; bars are one standard deviation."""
@@ -215,10 +233,15 @@ def _report(study: Study) -> str:
     from saelab.analysis.html import page, table
 
     lost = "".join(
-        f"<p>{escape(name)}: {len(features):,} features of the dense SAE (seed {study.seeds[0]}) are lost there and "
-        f"not in the control: {', '.join(map(str, features[:200]))}</p>"
+        f"<h2>Lost in {escape(name)}</h2><p>{len(features):,} features of the dense SAE (seed {study.seeds[0]}) are "
+        f"lost there and not in the control: {', '.join(map(str, features[:200]))}"
+        f"{' and so on' if len(features) > 200 else ''}</p>"
         for name, features in study.lost.items()
     )
-    control = "<p>Row <i>dense</i> under matched and lost is the control: two seeds on the dense model.</p>"
+    control = (
+        f"<p>Mean and standard deviation over {len(study.seeds)} seeds. A feature of an SAE of the dense model is lost "
+        f"when no feature of the other SAE has a correlation of {LOST} with it. In these rows the column "
+        "<i>dense</i> is the control: SAEs of two seeds, both of the dense model.</p>"
+    )
     figure = study.plot().to_html(full_html=False, include_plotlyjs=False)
-    return page("What sparsity does to features", f"{control}{table(study.to_frame())}{figure}{lost}")
+    return page("What sparsity does to features", f"{control}{table(study.summary())}{figure}{lost}")
