@@ -61,10 +61,9 @@ def test_wanda_is_magnitude_when_inputs_are_alike_and_differs_when_not():
     assert distance(weight, real.weight, x) < distance(weight, magnitude.weight, x)
 
 
-def squared_error(weight, mask, inputs):
-    """Expected squared error of each row if the inputs were uncorrelated."""
-    gone = weight.double() * ~mask
-    return (gone @ inputs.mean).square() + gone.square() @ inputs.variance
+def squared_error(weight, mask, x):
+    """Mean squared error of each row's output."""
+    return (x.double() @ (weight.double() * ~mask).T).square().mean(0)
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.6, True), NofM(2, 4)])
@@ -82,8 +81,8 @@ def test_dsnot_keeps_counts_and_never_lets_the_error_grow(pattern, start):
         before, now = (expected_error(weight, mask, inputs).abs() for mask in (first.mask, after.mask))
         assert (now <= before + 1e-12).all()
         assert after.facts["trades"] > 0
-        worse = [squared_error(weight, mask, inputs) for mask in (after.mask, first.mask)]
-        assert (worse[0] <= worse[1] * (1 + 1e-12)).all()
+        worse = [squared_error(weight, mask, x) for mask in (after.mask, first.mask)]
+        assert (worse[0] <= worse[1] * (1 + 1e-6)).all()  # x^T x was summed in float32
         gain.append(1 - float(now.sum() / before.sum()))
         outputs.append(distance(weight, after.weight, x) / distance(weight, first.weight, x))
     assert sum(gain) / len(gain) > 0.1  # and it does something

@@ -6,10 +6,10 @@ input), and of the kept weights whose loss also takes it toward zero the one wit
 per row (per group with N:M) never change.
 
 Our design: a trade is made only when it leaves |eps| no larger, which makes "the error never grows" a property rather
-than a tendency, and when it leaves eps^2 + sum over pruned j of W_j^2 Var[x_j] no larger: that is the row's expected
-squared error for uncorrelated inputs, and without it a small gain in the mean is bought with a large loss in the
-variance. A row is finished at its first trade that would not, when |eps| is at most ``tolerance``, or after ``steps``
-trades.
+than a tendency, and when it leaves the row's mean squared error on the calibration tokens, v^T E[x x^T] v with v the
+pruned weights, no larger: without that a small gain in the mean is bought with a large loss in the rest. That needs the
+Gram matrix, which the paper does without. A row is finished at its first trade that would not, when |eps| is at most
+``tolerance``, or after ``steps`` trades.
 """
 
 from typing import Literal
@@ -29,6 +29,7 @@ class DSnoT(Method):
     """Start from a mask by magnitude or Wanda and trade weights so that each row's expected error shrinks."""
 
     name: Literal["dsnot"] = "dsnot"
+    need = "gram"
     start: Literal["wanda", "magnitude"] = "wanda"
     """Where the first mask comes from."""
     steps: int = Field(default=50, ge=1)
@@ -71,7 +72,9 @@ def trade(
     mask = mask.clone()
     moved = weight.double() * inputs.mean  # what a weight adds to its row's expected output
     worth = moved / inputs.variance.clamp_min(1e-12)
-    spread = weight.double().square() * inputs.variance  # what a weight's loss adds to the variance of the error
+    moments = inputs.gram / inputs.n
+    gone = weight.double() * ~mask
+    pull = gone @ moments  # E[error x_j]: half the derivative of a row's squared error by its pruned weight j
     error = expected_error(weight, mask, inputs)
     rows = torch.arange(weight.shape[0])
     active = error.abs() > tolerance
@@ -91,11 +94,14 @@ def trade(
             candidates &= _same_group(grown, group, weight.shape[1])
         cost, pruned = torch.where(candidates, score.double(), never).min(dim=1)
         after = error - moved[rows, grown] + moved[rows, pruned]
-        squared = after.square() - error.square() + spread[rows, pruned] - spread[rows, grown]
+        out, back = weight[rows, pruned].double(), weight[rows, grown].double()
+        squared = 2 * (out * pull[rows, pruned] - back * pull[rows, grown]) - 2 * out * back * moments[pruned, grown]
+        squared += out.square() * moments[pruned, pruned] + back.square() * moments[grown, grown]
         active &= best.isfinite() & cost.isfinite() & (after.abs() <= error.abs()) & (squared <= 0)
         chosen = rows[active]
         mask[chosen, grown[active]] = True
         mask[chosen, pruned[active]] = False
+        pull[active] += (out[:, None] * moments[pruned] - back[:, None] * moments[grown])[active]
         error = torch.where(active, after, error)
         trades += len(chosen)
         active &= error.abs() > tolerance
