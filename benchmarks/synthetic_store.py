@@ -10,7 +10,6 @@ from saelab.core.code import SparseCode
 from saelab.sae import TopKConfig, TopKSAE, save_sae
 
 SITE = "blocks.0.hook_resid_post"
-VOCABULARY = 20_000
 
 
 class Tokenizer:
@@ -20,8 +19,11 @@ class Tokenizer:
     bos_token_id = eos_token_id = 0
     backend_tokenizer = SimpleNamespace(decoder="ByteLevel", pre_tokenizer="")
 
+    def __init__(self, size):
+        self.size = size
+
     def __len__(self):
-        return VOCABULARY
+        return self.size
 
     def convert_ids_to_tokens(self, i):
         """Return the token as it stands in a byte-level vocabulary."""
@@ -31,12 +33,12 @@ class Tokenizer:
 class Model:
     """Says nothing: activations are zeros."""
 
-    name, fingerprint, d_vocab, tokenizer = "synthetic", "0" * 8, VOCABULARY, Tokenizer()
+    name, fingerprint = "synthetic", "0" * 8
 
-    def __init__(self, d_in):
-        self.d_in = d_in
+    def __init__(self, d_in, vocabulary):
+        self.d_in, self.d_vocab, self.tokenizer = d_in, vocabulary, Tokenizer(vocabulary)
         generator = torch.Generator().manual_seed(1)
-        self.bridge = SimpleNamespace(W_U=torch.randn(d_in, VOCABULARY, generator=generator))
+        self.bridge = SimpleNamespace(W_U=torch.randn(d_in, vocabulary, generator=generator))
 
     def width(self, site):
         """Return the width of the only site."""
@@ -50,15 +52,15 @@ class Model:
 class Rows:
     """Random tokens in rows of 256."""
 
-    def __init__(self, tokens):
-        self.n = tokens // 256
+    def __init__(self, tokens, vocabulary):
+        self.n, self.vocabulary = tokens // 256, vocabulary
 
     def batches(self, rows_per_batch, start_row=0):
         """Yield the rows."""
         generator = torch.Generator().manual_seed(0)
         for k in range(0, self.n, rows_per_batch):
             size = (min(rows_per_batch, self.n - k), 256)
-            tokens = torch.randint(1, VOCABULARY, size, generator=generator)
+            tokens = torch.randint(1, self.vocabulary, size, generator=generator)
             yield SimpleNamespace(tokens=tokens, keep=torch.ones_like(tokens, dtype=torch.bool))
 
 
@@ -83,7 +85,7 @@ class Noise:
         raise NotImplementedError
 
 
-def make(folder, features, tokens, l0, d_in):
+def make(folder, features, tokens, l0, d_in, vocabulary=20_000):
     """Build the store and the SAE."""
     from saelab.features.build import build_features
 
@@ -91,7 +93,6 @@ def make(folder, features, tokens, l0, d_in):
     save_sae(sae, folder / "sae", {"provenance": {"site": SITE}})
     started = time.perf_counter()
     with torch.no_grad():
-        build_features(
-            Model(d_in), Noise(sae, l0), Rows(tokens), SITE, folder / "features", nearest=False, rows_per_batch=64
-        )
+        model, rows = Model(d_in, vocabulary), Rows(tokens, vocabulary)
+        build_features(model, Noise(sae, l0), rows, SITE, folder / "features", nearest=False, rows_per_batch=64)
     print(f"built {features:,} features x {tokens:,} tokens in {time.perf_counter() - started:.0f} s")

@@ -37,24 +37,18 @@ else:
         "Quality", list(QUALITY), default="fvu", required=True, format_func=lambda n: QUALITY[n][0], key="quality",
         label_visibility="collapsed",
     )  # fmt: skip
-    drawn, table = st.columns([1, 1.2], gap="large")
     title, low = QUALITY[y]
-    with drawn:
-        shell.chart(figures.pareto(frame, y, title, low_is_good=low)[0], "pareto")
-        st.caption(
-            shell.plain(f"{len(frame)} evaluations. Dotted: what no other beats in both L0 and {title}. ")
-            + ("One more SAE makes a front of it." if len(frame) == 1 else "")
-        )
-    with table:
-        number = st.column_config.NumberColumn
-        formats = {
-            name: number(text, help=meaning, format="%.4g")
-            for name, (text, meaning) in METRICS.items()
-            if name in frame
-        }
-        for name in ("dead_fraction", "dense_fraction"):
-            formats[name] = number(METRICS[name][0], help=METRICS[name][1], format="percent")
-        st.dataframe(frame, hide_index=True, width="stretch", column_config=formats)
+    drawn, ranked = figures.pareto(frame, y, title, low_is_good=low)
+    shell.chart(drawn, "pareto")
+    if ranked["front"].sum() > 1:
+        st.caption(shell.plain(f"Dotted: what no other beats in both L0 and {title}."))
+    number = st.column_config.NumberColumn
+    formats = {
+        name: number(text, help=meaning, format="%.4g") for name, (text, meaning) in METRICS.items() if name in frame
+    }
+    for name in ("dead_fraction", "dense_fraction"):
+        formats[name] = number(METRICS[name][0], help=METRICS[name][1], format="percent")
+    st.dataframe(ranked.drop(columns="front"), hide_index=True, width="stretch", column_config=formats)
     if frame[["model", "site", "text"]].drop_duplicates().shape[0] > 1:
         st.warning("These evaluations are not of one model, site and text: their numbers do not compare.")
 

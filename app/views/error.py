@@ -1,14 +1,12 @@
 """Error: what the SAE leaves out, its linear and nonlinear parts, and on which tokens."""
 
-from pathlib import Path
-
 import numpy as np
 import shell
 import streamlit as st
 
 from saelab.analysis.dark_matter.result import load_dark_matter
 from saelab.workflows.browse import DARK_MATTER, stamp
-from saelab.workflows.results import short, worst_tokens
+from saelab.workflows.results import sae_folder, short, worst_tokens
 
 EXAMPLE = "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
 PARTS = {"total": "the whole error", "linear": "its linear part", "nonlinear": "its nonlinear part"}
@@ -18,6 +16,16 @@ PARTS = {"total": "the whole error", "linear": "its linear part", "nonlinear": "
 def result_in(folder, changed):
     """Return a saved result; ``changed`` makes a new one in the same folder count as another."""
     return load_dark_matter(folder)
+
+
+def vocabulary_of(model):
+    """Return the vocabulary that a feature store of the same model holds, if one is among the folders given."""
+    for place in shell.library().places:
+        if place.store is not None:
+            store = shell.opened_at(place).store
+            if store.manifest.get("model") == model:
+                return store.vocabulary
+    return None
 
 
 st.title("Error")
@@ -32,9 +40,12 @@ folder = shell.choose_result(found, "dark_matter")
 with shell.guarded():
     result = result_in(folder, stamp(folder))
 names = [d.name for d in result.decompositions]
-name = names[0]
+folders = {name: sae_folder(shell.library(), result.saes[name]) for name in names}
+name = result.main
 if len(names) > 1:
-    name = st.selectbox("SAE", names, index=names.index(result.main), key="error_sae", width=320)
+    here = next((p.sae for p in shell.library().places if p.key == st.session_state.get("place")), None)
+    chosen = next((n for n in names if folders[n] == here), result.main)
+    name = st.selectbox("SAE of this report", names, index=names.index(chosen), key="error_sae", width=320)
 about = next(d for d in result.decompositions if d.name == name)
 shell.metrics(
     {
@@ -44,7 +55,7 @@ shell.metrics(
             "FVU of the part of the error that a linear map of the activation gives.",
         ),
         "nonlinear": (f"{about.fvu_nonlinear:.4f}", "FVU of the rest."),
-        "R² of the error": (f"{about.r2:.3f}", "Of the error vector, predicted linearly from the activation."),
+        "error R²": (f"{about.r2:.3f}", "R² of the error vector, predicted linearly from the activation."),
         "L0": (f"{about.l0:.3g}", "Active features per token."),
         "tokens": (f"{about.n_test:,}", "Tokens it was measured on."),
     }
@@ -57,12 +68,12 @@ with st.form("error_form", border=False):
     go = st.form_submit_button("Read it", icon=":material/play_arrow:", type="primary")
 if go:
     with shell.guarded():
-        live = shell.live_of(Path(result.saes[name]))
+        live = shell.live_of(folders[name])
         st.session_state.errors = (str(folder), name, live.error_of(text, result.maps[name]))
 kept = st.session_state.get("errors")
 if kept is not None and kept[:2] == (str(folder), name):
     errors = kept[2]
-    live = shell.live_of(Path(result.saes[name]))
+    live = shell.live_of(folders[name])
     part = st.segmented_control(
         "Colour by", list(PARTS), default="total", required=True, format_func=PARTS.get, key="error_part"
     )
@@ -72,11 +83,11 @@ if kept is not None and kept[:2] == (str(folder), name):
     st.caption("Tokens without colour are not encoded (BOS), or are reconstructed well.")
 
 st.subheader("Tokens that it fails on")
-place = next((p for p in shell.library().places if p.store and str(p.sae) == result.saes[name]), None)
 with shell.guarded():
-    vocabulary = shell.opened_at(place).store.vocabulary if place is not None else None
-    frame = worst_tokens(result, name, vocabulary)
-percent = {part: st.column_config.NumberColumn(format="percent") for part in ("error", "linear", "nonlinear")}
+    frame = worst_tokens(result, name, vocabulary_of(result.model))
+shares = ["error", "linear", "nonlinear"]
+frame[shares] *= 100
+percent = {part: st.column_config.NumberColumn(format="%.1f%%") for part in shares}
 st.dataframe(frame, hide_index=True, width="stretch", column_config=percent, height=300)
 st.caption("Share of the squared norm in the error, over all occurrences of a token seen at least ten times.")
 

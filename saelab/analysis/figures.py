@@ -167,7 +167,9 @@ def pareto(frame: "pd.DataFrame", y: str, y_title: str, *, low_is_good: bool = T
     frame["front"] = values < best
     front = frame[frame["front"]]
     line = {"color": "rgba(128,128,128,0.7)", "width": 1.5, "dash": "dot"}
-    traces = [go.Scatter(x=front["l0"], y=front[y], mode="lines", line=line, name="front", hoverinfo="skip")]
+    traces = []
+    if len(front) > 1:
+        traces.append(go.Scatter(x=front["l0"], y=front[y], mode="lines", line=line, name="front", hoverinfo="skip"))
     for k, (name, part) in enumerate(frame.groupby("architecture", sort=True)):
         traces.append(
             go.Scatter(

@@ -67,6 +67,15 @@ def place_named(found: "Library", name: str) -> "Place | None":
     return None
 
 
+def sae_folder(found: "Library", recorded: str) -> Path:
+    """Return where the SAE of a saved result is: among the folders that are open, else where the result says it was.
+
+    Results record the path as it was given, which is seldom right from another folder or on another machine.
+    """
+    place = place_named(found, recorded)
+    return Path(recorded) if place is None or place.sae is None else place.sae
+
+
 def matched_frame(comparison: "Comparison") -> "pd.DataFrame":
     """Return the pairs of the one-to-one matching, the most alike first.
 

@@ -49,6 +49,19 @@ def test_error_page_splits_the_error_of_a_text(results, open_app):
     assert "its linear part over the squared norm" in html_of(check(app))
 
 
+def test_error_page_finds_the_sae_of_a_relative_path(results, open_app, tmp_path):
+    """What was written with a path as given from another folder still finds its SAE and the tokens' texts."""
+    run = tmp_path / "elsewhere" / "run"
+    for name in ("dark", "train", "features"):
+        shutil.copytree(results / name, run / name)
+    file = run / "dark" / "dark_matter.json"
+    file.write_text(file.read_text().replace(str(results / "train"), "run/train"))
+    app = open_app(run, page="error")
+    assert all(token.startswith("“") for token in app.dataframe[0].value["token"])
+    next(b for b in app.button if b.label == "Read it").click().run()
+    assert "the whole error over the squared norm" in html_of(check(app))
+
+
 def test_worst_tokens_are_the_worst(results):
     result = load_dark_matter(results / "dark")
     store = open_features(results / "features")
