@@ -85,7 +85,7 @@ class Noise:
         raise NotImplementedError
 
 
-def make(folder, features, tokens, l0, d_in, vocabulary=20_000):
+def make(folder, features, tokens, *, l0, d_in, vocabulary):
     """Build the store and the SAE."""
     from saelab.features.build import build_features
 
