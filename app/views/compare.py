@@ -15,6 +15,12 @@ QUALITY = {
     "cosine": ("cosine", False),
     "dead_fraction": ("share of dead features", True),
 }
+PAIR = {
+    "correlation": "Of the two activations over all tokens.",
+    "either": "Correlation over the tokens on which at least one of the two is active.",
+    "jaccard": "Tokens on which both are active over tokens on which at least one is.",
+    "cosine": "Of the two decoder rows.",
+}
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the comparison …")
@@ -87,9 +93,11 @@ with numbers:
 
 def linked(frame, columns, key):
     """Show a table; clicking a feature number opens it in the SAE that the column is of, where that is open here."""
+    config = {name: st.column_config.NumberColumn(help=text, format="%.4f") for name, text in PAIR.items()}
     event = st.dataframe(
-        frame, key=key, hide_index=True, on_select="rerun", selection_mode="single-cell", width="stretch", height=420
-    )
+        frame, key=key, hide_index=True, on_select="rerun", selection_mode="single-cell", width="stretch", height=420,
+        column_config=config,
+    )  # fmt: skip
     cells = event["selection"]["cells"]
     if cells:
         row, column = cells[0]

@@ -4,6 +4,7 @@ import numpy as np
 import shell
 import streamlit as st
 
+from saelab.analysis.dark_matter.report import SECTIONS
 from saelab.analysis.dark_matter.result import load_dark_matter
 from saelab.workflows.browse import DARK_MATTER, stamp
 from saelab.workflows.results import sae_folder, short, worst_tokens
@@ -94,13 +95,18 @@ st.caption("Share of the squared norm in the error, over all occurrences of a to
 st.subheader("Findings")
 tables = result.frames()
 if "findings" in tables:
-    st.dataframe(tables["findings"], hide_index=True, width="stretch")
-drawn = result.figures()
-for k, (title, (figure, _)) in enumerate(drawn.items()):
+    config = {name: st.column_config.Column(width=width) for name, width in (("claim", 260), ("measured", 420))}
+    order = ["claim", "holds", "measured", "control", "rule"]
+    st.dataframe(
+        tables["findings"], hide_index=True, width="stretch", row_height=64, column_order=order, column_config=config
+    )  # rows this high wrap their texts
+for k, (section, (figure, _)) in enumerate(result.figures().items()):
     if k % 2 == 0:
         cells = st.columns(2, gap="large")
     with cells[k % 2]:
-        st.subheader(title.replace("_", " "))
-        shell.chart(figure, f"dark_{title}")
+        title, meaning = SECTIONS[section]
+        st.subheader(title)
+        shell.chart(figure, f"dark_{section}")
+        st.caption(shell.plain(meaning))
 for note in result.notes:
     st.caption(shell.plain(note))
