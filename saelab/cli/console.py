@@ -24,7 +24,8 @@ err = Console(stderr=True, highlight=False, emoji=False)
 
 def say(text: str) -> None:
     """Write a note for the person at the terminal (standard error, so that pipes see results only)."""
-    err.print(text, style="dim", markup=False)
+    # No line breaks of our own: a command that is broken over two lines cannot be copied.
+    err.print(text, style="dim", markup=False, soft_wrap=True)
 
 
 @contextmanager
