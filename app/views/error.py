@@ -95,11 +95,8 @@ st.caption("Share of the squared norm in the error, over all occurrences of a to
 st.subheader("Findings")
 tables = result.frames()
 if "findings" in tables:
-    config = {name: st.column_config.Column(width=width) for name, width in (("claim", 260), ("measured", 420))}
     order = ["claim", "holds", "measured", "control", "rule"]
-    st.dataframe(
-        tables["findings"], hide_index=True, width="stretch", row_height=64, column_order=order, column_config=config
-    )  # rows this high wrap their texts
+    st.dataframe(tables["findings"], hide_index=True, width="stretch", column_order=order)
 for k, (section, (figure, _)) in enumerate(result.figures().items()):
     if k % 2 == 0:
         cells = st.columns(2, gap="large")

@@ -118,13 +118,10 @@ class CoreNeurons(Result):
 
     def figures(self) -> "dict[str, tuple[Figure, pd.DataFrame]]":
         """``loss`` against the share of neurons, beside the controls; ``speed``."""
-        from plotly import graph_objects as go
-
-        from saelab.core.plotting import PALETTE, template
+        from saelab.core.plotting import PALETTE, figure
 
         frame = self.to_frame()
-        loss = go.Figure(layout={"template": template()})
-        speed = go.Figure(layout={"template": template()})
+        loss, speed = figure(), figure()
         for colour, (alpha, part) in zip(PALETTE, frame.groupby("alpha", sort=False), strict=False):
             lines = (
                 ("core", "loss", "solid"),
@@ -136,9 +133,9 @@ class CoreNeurons(Result):
                 loss.add_scatter(x=part["beta"], y=part[column], name=label, line={"color": colour, "dash": dash})
             speed.add_scatter(x=part["beta"], y=part["speed"], name=f"alpha {alpha:g}", line_color=colour)
         loss.add_hline(y=self.loss_whole, line_dash="dot", annotation_text="whole model")
-        for figure, title in ((loss, "loss after the prefix (nats)"), (speed, "speed over the whole model's")):
-            figure.update_xaxes(title_text="share of the neurons that run", tickformat=".0%")
-            figure.update_yaxes(title_text=title)
+        for drawn, title in ((loss, "loss after the prefix (nats)"), (speed, "speed over the whole model's")):
+            drawn.update_xaxes(title_text="share of the neurons that run", tickformat=".0%")
+            drawn.update_yaxes(title_text=title)
         return {"loss": (loss, frame), "speed": (speed, frame)}
 
     def __repr__(self) -> str:

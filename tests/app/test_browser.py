@@ -48,7 +48,11 @@ def serve():
     yield start
     for process in running:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # a busy machine
+            process.kill()
+            process.wait()
         process.stderr.close()
 
 
