@@ -189,6 +189,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
         for row in rows:
             if row["target"] == target:
                 found.setdefault(row["recipe"], []).append(row)
+        if not found:
+            continue
         lines = []
         for name, group in sorted(found.items(), key=lambda item: statistics.fmean(r["loss"] for r in item[1])):
             densities = [r["density"] for r in group if r.get("density") is not None]
