@@ -143,6 +143,8 @@ def smaller(config: Any, branch: Branch, kept: int) -> dict[str, Any] | None:
         return None
     width = branch.out.shape[1] // config.num_attention_heads
     group = config.num_attention_heads // config.num_key_value_heads
+    if not kept or getattr(config, "hidden_size", 0) % (kept * group):  # Llama's config refuses such a number of heads
+        return None
     return {"head_dim": width, "num_attention_heads": kept * group, "num_key_value_heads": kept}
 
 
