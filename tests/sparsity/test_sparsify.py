@@ -11,7 +11,7 @@ from saelab.models.subject import load_model
 from saelab.sparsity import runtime
 from saelab.sparsity.folder import check_masks, load_masks, load_quantised, write_model
 from saelab.sparsity.layers import linear_layers
-from saelab.sparsity.methods.structured import branches, silence
+from saelab.sparsity.methods.structured import branches, silence, smaller
 from saelab.sparsity.recipe import Recipe
 from saelab.sparsity.sparsify import sparsify
 from saelab.workflows.sparsify import SparsifyJob, run_sparsify
@@ -239,3 +239,13 @@ def test_the_curve_is_written(folder, text, tmp_path):
         0.9, abs=0.01
     )
     assert "plotly" in (tmp_path / "curve" / "curve.html").read_text().lower()
+
+
+def test_heads_are_cut_only_to_a_number_that_divides_the_width(tmp_path):
+    made = tiny_llama(tmp_path)
+    tokenizer_for(made)
+    branch = branches(load_model(str(made)).plain, "heads")[0]
+    width = branch.out.shape[1] // 8
+    config = SimpleNamespace(head_dim=width, num_attention_heads=8, num_key_value_heads=4, hidden_size=64)
+    assert smaller(config, branch, 2) == {"head_dim": width, "num_attention_heads": 4, "num_key_value_heads": 2}
+    assert smaller(config, branch, 3) is None  # 6 heads do not divide 64
