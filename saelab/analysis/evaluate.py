@@ -34,6 +34,7 @@ from saelab.core.batch import Batch
 from saelab.core.errors import ActivationError, ConfigError
 from saelab.core.progress import progress
 from saelab.core.statistics import IntegerCounts, Moments
+from saelab.features.build import dictionary_fingerprint
 from saelab.features.protocols import Dictionary, Model, Replace, Rows
 from saelab.features.rows import (
     Piece,
@@ -111,6 +112,7 @@ def evaluate(
         sae=dictionary_name(sae),
         d_in=sae.d_in,
         d_sae=sae.d_sae,
+        sae_fingerprint=dictionary_fingerprint(sae),
     )
 
 

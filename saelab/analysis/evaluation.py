@@ -99,6 +99,8 @@ class Evaluation(Result):
     """Activation width."""
     d_sae: int
     """Number of features."""
+    sae_fingerprint: str = ""
+    """Checksum of the SAE's weights, by which its evaluation is told from another's."""
     saelab_version: str = __version__
     """Version that took the numbers."""
     target_site: str = ""
@@ -149,7 +151,19 @@ def save_evaluation(evaluation: Evaluation, folder: str | Path, *, force: bool =
     """Write an evaluation folder (``evaluation.json`` and the manifest) and return its path."""
     folder = prepare_output(folder, force=force)
     write_json(folder / EVALUATION, evaluation.to_dict())
-    headline = ("fvu", "l0", "ce_recovered", "dead_fraction", "n_tokens", "site", "model", "source", "sae", "d_sae")
+    headline = (
+        "fvu",
+        "l0",
+        "ce_recovered",
+        "dead_fraction",
+        "n_tokens",
+        "site",
+        "model",
+        "source",
+        "sae",
+        "d_sae",
+        "sae_fingerprint",
+    )
     write_manifest(folder, "evaluation", {name: getattr(evaluation, name) for name in headline})
     return folder
 

@@ -267,7 +267,9 @@ def _place(key: str, store: Path | None, sae: Path | None, about: dict[str, Any]
     fitting = []
     for folder in evaluations:
         manifest = read_manifest(folder)
-        if manifest.get("d_sae") == size and about.get("site", manifest.get("site")) == manifest.get("site"):
+        own, its = about.get("sae_fingerprint"), manifest.get("sae_fingerprint")
+        same = own == its if own and its else manifest.get("d_sae") == size
+        if same and about.get("site", manifest.get("site")) == manifest.get("site"):
             fitting.append(folder)
     fitting.sort(key=lambda folder: (len(os.path.commonpath([folder, here])), folder.stat().st_mtime))
     log = sae / LOG if sae is not None and (sae / LOG).is_file() else None

@@ -66,7 +66,7 @@ class TrainJob(Config):
         """Take from the start what is not given, and d_in from the data, so that a config serves any store."""
         if isinstance(data, Mapping) and isinstance(data.get("start"), str):
             data = from_start(data, data["start"])
-        if isinstance(data, Mapping):
+        if isinstance(data, Mapping) and set(data) <= set(cls.model_fields):  # a misspelt key is reported as one
             _check_source(data)
         if not isinstance(data, Mapping) or not isinstance(data.get("sae"), Mapping) or "d_in" in data["sae"]:
             return data

@@ -42,7 +42,7 @@ def test_ties_go_to_the_first():
         ("2:5", 0.3, "means sparsity 0.6, not 0.3"),
         ("4:4", None, "keeps 4 of 4"),
         ("0:4", None, "keeps 0 of 4"),
-        ("diagonal", 0.5, "unknown pattern 'diagonal'; use row, layer, or N:M"),
+        ("diagonal", 0.5, "unknown pattern 'diagonal'; use row, layer, neuron, or N:M"),
         ("row", None, "pattern row needs a sparsity"),
         ("row", 1.0, r"sparsity 1 is outside \[0, 1\)"),
         ("layer", -0.1, r"sparsity -0.1 is outside"),
