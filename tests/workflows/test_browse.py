@@ -50,6 +50,18 @@ def test_survey_goes_by_weights_not_by_names(made, tmp_path):
     assert len({place.key for place in library.places}) == 2
 
 
+def test_an_evaluation_of_another_sae_of_the_same_size_is_not_shown(made, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(made, folder)
+    store = open_features(folder / "features").manifest
+    for name, fingerprint in (("own", store["sae_fingerprint"]), ("other", "00000000")):
+        (folder / name).mkdir()
+        about = {"d_sae": store["n_features"], "site": store["site"], "sae_fingerprint": fingerprint}
+        write_manifest(folder / name, "evaluation", about)
+    (place,) = (place for place in survey([folder]).places if place.store is not None)
+    assert place.evaluation == folder / "own"
+
+
 def test_survey_of_nothing(tmp_path):
     with pytest.raises(MissingFileError, match="does not exist; give the folder of a run"):
         survey([tmp_path / "nowhere"])
