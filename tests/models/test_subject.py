@@ -251,9 +251,9 @@ def test_the_early_stop_saves_the_time(shared: Path) -> None:
     def seconds(site: str) -> float:
         times = []
         for _ in range(7):
-            began = time.perf_counter()
+            began = time.process_time()
             model.read(ids, site)
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         return min(times)
 
     whole = seconds("blocks.4.hook_resid_post")
