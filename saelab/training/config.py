@@ -26,7 +26,7 @@ class TrainingConfig(Config):
     """Tokens per optimiser step."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of Adam; null: 2e-4 / sqrt(d_sae / 2^14), the scaling law of Gao et al. 2024."""
-    lr_warmup: Fraction = 0.05
+    lr_warmup: Fraction = 0.1
     """Fraction of the steps in which the learning rate rises linearly from 0."""
     lr_decay: Fraction = 0.2
     """Fraction of the steps, at the end, in which it falls linearly to 0."""
@@ -38,8 +38,10 @@ class TrainingConfig(Config):
     """Adam's epsilon (Gao et al. 2024)."""
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient of loss / d_in (the loss is about d_in at the start); null: no clipping."""
-    k_warmup: Fraction = 0.0
-    """Fraction of the steps in which k falls linearly from ``k_warmup_factor`` times its value."""
+    k_warmup: Fraction = 0.2
+    """Fraction of the steps in which k falls linearly from ``k_warmup_factor`` times its value; 0: never more than k.
+
+    Our default: with it fewer features die at the same FVU (docs/quality.md)."""
     k_warmup_factor: float = Field(default=4.0, ge=1)
     """Where the k warm-up begins, in multiples of k."""
     sparsity_warmup: Fraction = 0.05

@@ -57,7 +57,7 @@ def test_folder_result_and_log(tmp_path):
 
 def test_logged_metrics_are_the_definitions(tmp_path):
     """One step from zero learning rate on: FVU, L0 and loss of the log, computed again by hand."""
-    (result,) = fit([config(lr=1e-12, tokens=3 * ROWS, log_every=3, aux_coefficient=0)], source(), tmp_path)
+    (result,) = fit([config(lr=1e-12, tokens=3 * ROWS, log_every=3, aux_coefficient=0, k_warmup=0)], source(), tmp_path)
     line = json.loads((result.path / "training.jsonl").read_text())
     sae = load_sae(result.path)
     x = torch.cat([source().batch(i).x for i in range(3)])

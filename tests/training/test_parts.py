@@ -38,7 +38,7 @@ def test_warmups():
     t = TrainingConfig(tokens=100, batch_size=1, k_warmup=0.5, k_warmup_factor=3, sparsity_warmup=0.1)
     assert [k_factor(t, step) for step in (0, 25, 50, 99)] == [3.0, 2.0, 1.0, 1.0]
     assert [sparsity_factor(t, step) for step in (0, 9, 50)] == pytest.approx([0.1, 1.0, 1.0])
-    assert k_factor(TrainingConfig(), 0) == 1.0
+    assert k_factor(TrainingConfig(k_warmup=0), 0) == 1.0
 
 
 def test_configs_are_checked():
