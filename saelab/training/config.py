@@ -38,7 +38,7 @@ class TrainingConfig(Config):
     """Adam's epsilon (Gao et al. 2024)."""
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient of loss / d_in (the loss is about d_in at the start); null: no clipping."""
-    k_warmup: Fraction = 0.2
+    k_warmup: Fraction = 0.1
     """Fraction of the steps in which k falls linearly from ``k_warmup_factor`` times its value; 0: never more than k.
 
     Our default: with it fewer features die at the same FVU (docs/quality.md)."""
