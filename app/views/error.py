@@ -94,9 +94,11 @@ st.caption("Share of the squared norm in the error, over all occurrences of a to
 
 st.subheader("Findings")
 tables = result.frames()
-if "findings" in tables:
-    order = ["claim", "holds", "measured", "control", "rule"]
-    st.dataframe(tables["findings"], hide_index=True, width="stretch", column_order=order)
+if "findings" in tables:  # a table of text that wraps: a dataframe would scroll sideways
+    names = {"claim": "claim", "holds": "here", "measured": "measured", "control": "controls", "rule": "holds when"}
+    said = tables["findings"][list(names)].rename(columns=names)
+    said["here"] = said["here"].map({True: "holds", False: "does not hold"})
+    st.table(said.map(shell.plain), hide_index=True, border="horizontal")
 for k, (section, (figure, _)) in enumerate(result.figures().items()):
     if k % 2 == 0:
         cells = st.columns(2, gap="large")

@@ -83,8 +83,40 @@ def choose(
     found = np.flatnonzero(keep).astype(np.int64)
     if query.sort == "feature":
         return found[::-1].copy() if query.descending else found
-    values = _column(store, query.sort, extra)[found].astype(np.float64)
-    return found[np.argsort(-values if query.descending else values, kind="stable")]
+    return found[stable_order(np.asarray(_column(store, query.sort, extra)[found]), query.descending)]
+
+
+def stable_order(values: np.ndarray, descending: bool = False) -> Int64[np.ndarray, " n"]:
+    """Return the indices that put numbers in order: equal ones in order of their index, nan last.
+
+    Key and index are packed into one 64-bit integer where they fit: numpy sorts integers with vector instructions,
+    several times as fast as it finds a stable order of floats.
+    """
+    keys = _keys(values, descending)
+    if keys is None:
+        wide = values.astype(np.float64)
+        return np.argsort(-wide if descending else wide, kind="stable").astype(np.int64)
+    packed = (keys.astype(np.uint64) << np.uint64(32)) | np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    return (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def _keys(values: np.ndarray, descending: bool) -> np.ndarray | None:
+    """Return integers from 0 to 2^32 - 1 in the order that is asked for; None when the values do not fit into them."""
+    if not len(values):
+        return values
+    if values.dtype.kind in "iu":
+        least, most = int(values.min()), int(values.max())
+        if max(most, -least, most - least) >= 1 << 32:
+            return None
+        whole = values.astype(np.int64)
+        return most - whole if descending else whole - least
+    if values.dtype != np.float32:
+        return None
+    bits = ((-values if descending else values) + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    keys = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
+    keys[np.isnan(values)] = 0xFFFFFFFF
+    return keys
 
 
 def _column(store: FeatureStore, name: str, extra: Extra) -> np.ndarray:

@@ -42,8 +42,11 @@ def open_circuit(folder: Path) -> ShownCircuit:
         raise CorruptError(f"{folder} holds a circuit of '{content}', which this version cannot draw; update saelab")
     try:
         return _READERS[content](folder)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CorruptError(f"{folder} is not a circuit that this version can read ({error!r}); make it again") from None
+    except KeyError as error:
+        why = f"it has no entry '{error.args[0]}', so it is of another version of saelab or damaged"
+    except (TypeError, ValueError, AttributeError, IndexError):
+        why = "it is damaged, or of another version of saelab"
+    raise CorruptError(f"{folder} is not a circuit that this version can read: {why}; make it again (saelab circuits)")
 
 
 def _edges(folder: Path) -> ShownCircuit:

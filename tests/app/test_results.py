@@ -116,7 +116,7 @@ def test_broken_results_are_one_line(results, open_app, tmp_path):
     assert "is missing or not what was written; compare again" in said
     assert "evaluation.json is not valid JSON" in said
     assert "does not have the fields of a dark-matter result" in text_of(open_app(tmp_path, page="error"))
-    assert "is not a circuit that this version can read" in text_of(open_app(tmp_path, page="circuits"))
+    assert "is not a circuit that this version can read: it" in text_of(open_app(tmp_path, page="circuits"))
 
 
 def test_pages_without_results_name_the_command(made, open_app):

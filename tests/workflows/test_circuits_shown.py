@@ -30,6 +30,9 @@ def test_feature_circuit(tmp_path):
     assert shown.table["feature"].isna().tolist() == [False, True]
     assert shown.table["tokens"].tolist() == ["'[' '('", ""]
     assert shown.numbers["faithfulness"][0] == "0.900", "of the nodes drawn, not the best of all sizes"
+    write_json(tmp_path / "circuit.json", {**data, "curve": [{"n_nodes": 1, "faithfulness": 0.9, "random": 0.1}]})
+    with pytest.raises(CorruptError, match="no entry 'changed', so it is of another version of saelab or damaged"):
+        open_circuit(tmp_path)
     write_json(tmp_path / "circuit.json", {"sites": 3})
     with pytest.raises(CorruptError, match="not a circuit that this version can read"):
         open_circuit(tmp_path)
