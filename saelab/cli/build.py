@@ -1,12 +1,16 @@
 """``saelab build``: the feature store of an SAE on a text."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from saelab.cli.options import config_command, force_option, out_option
-from saelab.workflows.build import BuildJob
+
+if TYPE_CHECKING:
+    from saelab.workflows.build import BuildJob
 
 
-def _build(job: BuildJob, out: str, force: bool) -> None:
+def _build(job: "BuildJob", out: str, force: bool) -> None:
     import saelab
     from saelab.cli.console import say
 
@@ -17,7 +21,7 @@ def _build(job: BuildJob, out: str, force: bool) -> None:
 
 command = config_command(
     "build",
-    BuildJob,
+    "saelab.workflows.build:BuildJob",
     _build,
     positional="sae",
     extra=[out_option("Folder of the new feature store."), force_option()],

@@ -1,15 +1,19 @@
 """``saelab codebook``: a model trained around codebooks."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
-from saelab.workflows.codebook import CodebookJob, run_codebook
+
+if TYPE_CHECKING:
+    from saelab.workflows.codebook import CodebookJob
 
 
-def _codebook(job: CodebookJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
+def _codebook(job: "CodebookJob", out: str, force: bool, resume: bool, as_json: bool) -> None:
     from saelab.cli import console
+    from saelab.workflows.codebook import run_codebook
 
     with console.quiet_if(as_json):
         report = run_codebook(job, out, force=force, resume=resume)
@@ -21,7 +25,7 @@ def _codebook(job: CodebookJob, out: str, force: bool, resume: bool, as_json: bo
 
 command = config_command(
     "codebook",
-    CodebookJob,
+    "saelab.workflows.codebook:CodebookJob",
     _codebook,
     extra=[out_option("Folder of the model and its codebooks."), force_option(), resume_option(), json_option()],
     help_text="Train a model around codebooks at its attention-output and MLP-output sites, as CONFIG.yaml says.",

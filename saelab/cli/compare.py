@@ -1,14 +1,17 @@
 """``saelab compare``: which features of one SAE are features of another."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option
-from saelab.workflows.compare import CompareJob
+
+if TYPE_CHECKING:
+    from saelab.workflows.compare import CompareJob
 
 
-def _compare(job: CompareJob, out: str | None, force: bool, as_json: bool) -> None:
+def _compare(job: "CompareJob", out: str | None, force: bool, as_json: bool) -> None:
     from rich.table import Table
 
     import saelab
@@ -37,7 +40,7 @@ def _compare(job: CompareJob, out: str | None, force: bool, as_json: bool) -> No
 
 command = config_command(
     "compare",
-    CompareJob,
+    "saelab.workflows.compare:CompareJob",
     _compare,
     positional="a",
     extra=[

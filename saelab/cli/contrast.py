@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, json_option
-from saelab.workflows.contrast import ContrastJob
+
+if TYPE_CHECKING:
+    from saelab.workflows.contrast import ContrastJob
 
 
-def _contrast(job: ContrastJob, as_json: bool) -> None:
+def _contrast(job: "ContrastJob", as_json: bool) -> None:
     import saelab
     from saelab.cli import console
 
@@ -26,7 +29,7 @@ def _contrast(job: ContrastJob, as_json: bool) -> None:
 
 command = config_command(
     "contrast",
-    ContrastJob,
+    "saelab.workflows.contrast:ContrastJob",
     _contrast,
     positional="sae",
     extra=[json_option()],

@@ -1,15 +1,19 @@
 """``saelab core-neurons``: what running a model on each text's own neurons costs and gains."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option
-from saelab.workflows.core_neurons import CoreNeuronsJob, run_core_neurons
+
+if TYPE_CHECKING:
+    from saelab.workflows.core_neurons import CoreNeuronsJob
 
 
-def _core_neurons(job: CoreNeuronsJob, out: str | None, force: bool, as_json: bool) -> None:
+def _core_neurons(job: "CoreNeuronsJob", out: str | None, force: bool, as_json: bool) -> None:
     from saelab.cli import console
+    from saelab.workflows.core_neurons import run_core_neurons
 
     with console.quiet_if(as_json):
         result = run_core_neurons(job, out, force=force)
@@ -32,7 +36,7 @@ def _core_neurons(job: CoreNeuronsJob, out: str | None, force: bool, as_json: bo
 
 command = config_command(
     "core-neurons",
-    CoreNeuronsJob,
+    "saelab.workflows.core_neurons:CoreNeuronsJob",
     _core_neurons,
     positional="model",
     extra=[

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option
-from saelab.workflows.dark_matter import DarkMatterJob
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from saelab.analysis.dark_matter.result import DarkMatter
+    from saelab.workflows.dark_matter import DarkMatterJob
 
 
-def _dark_matter(job: DarkMatterJob, out: str, force: bool, as_json: bool) -> None:
+def _dark_matter(job: "DarkMatterJob", out: str, force: bool, as_json: bool) -> None:
     import saelab
     from saelab.cli import console
 
@@ -69,7 +69,7 @@ def _finite(value: object) -> object:
 
 command = config_command(
     "dark-matter",
-    DarkMatterJob,
+    "saelab.workflows.dark_matter:DarkMatterJob",
     _dark_matter,
     positional="sae",
     extra=[out_option("Folder of the results and the report."), force_option(), json_option()],

@@ -7,14 +7,14 @@ import click
 
 from saelab.cli.options import config_command, force_option, json_option
 from saelab.core.errors import UsageError
-from saelab.workflows.evaluate import EvaluateJob
 
 if TYPE_CHECKING:
     from saelab.analysis.saebench import FullEvaluation
+    from saelab.workflows.evaluate import EvaluateJob
 
 
 def _evaluate(  # noqa: PLR0917  click gives them by name
-    job: EvaluateJob,
+    job: "EvaluateJob",
     out: str | None,
     force: bool,
     as_json: bool,
@@ -77,7 +77,7 @@ def print_full(result: "FullEvaluation") -> None:
 
 command = config_command(
     "eval",
-    EvaluateJob,
+    "saelab.workflows.evaluate:EvaluateJob",
     _evaluate,
     positional="sae",
     extra=[

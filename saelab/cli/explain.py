@@ -132,12 +132,10 @@ def _plain(data: Any) -> Any:
 
 
 def _run_command() -> click.Command:
-    from saelab.workflows.explain_setup import ExplainJob
-
     dry = click.Option(["--dry-run", "dry"], is_flag=True, help="Print the cost and one full prompt; send nothing.")
     return config_command(
         "run",
-        ExplainJob,
+        "saelab.workflows.explain_setup:ExplainJob",
         _run,
         positional="store",
         extra=[dry, json_option()],

@@ -1,14 +1,17 @@
 """``saelab harvest``: activations of a model on a text, to a folder."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
-from saelab.workflows.harvest import HarvestJob
+
+if TYPE_CHECKING:
+    from saelab.workflows.harvest import HarvestJob
 
 
-def _harvest(job: HarvestJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
+def _harvest(job: "HarvestJob", out: str, force: bool, resume: bool, as_json: bool) -> None:
     import saelab
     from saelab.cli.console import quiet_if, say
 
@@ -26,7 +29,7 @@ def _harvest(job: HarvestJob, out: str, force: bool, resume: bool, as_json: bool
 
 command = config_command(
     "harvest",
-    HarvestJob,
+    "saelab.workflows.harvest:HarvestJob",
     _harvest,
     positional="model",
     extra=[out_option("Folder of the new store."), force_option(), resume_option(), json_option()],

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 import click
 
 from saelab.cli.options import config_command, force_option, json_option
-from saelab.workflows.lazy_neurons import LazyNeuronsJob
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from saelab.analysis.lazy_neurons import LazyNeurons
+    from saelab.workflows.lazy_neurons import LazyNeuronsJob
 
 
-def _lazy_neurons(job: LazyNeuronsJob, out: str | None, force: bool, as_json: bool) -> None:
+def _lazy_neurons(job: "LazyNeuronsJob", out: str | None, force: bool, as_json: bool) -> None:
     import saelab
     from saelab.cli import console
 
@@ -77,7 +77,7 @@ def _comparison(result: "LazyNeurons") -> "Table":
 
 command = config_command(
     "lazy-neurons",
-    LazyNeuronsJob,
+    "saelab.workflows.lazy_neurons:LazyNeuronsJob",
     _lazy_neurons,
     positional="model",
     extra=[

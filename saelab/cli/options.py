@@ -1,7 +1,7 @@
 """Commands made from config classes: every key is an option ``--dotted.key VALUE`` with its default and description.
 
 One mechanism serves all jobs: an optional YAML file, options on top of it, the config class as the only place where
-keys, types and defaults are declared.
+keys, types and defaults are declared. A class given as ``"package.module:Class"`` is imported when the command runs.
 """
 
 import enum
@@ -14,11 +14,10 @@ import click
 import yaml
 from pydantic_core import PydanticUndefined
 
+from saelab.cli.option_cache import OptionField, find_class, kept_fields
 from saelab.core.assets import resolve_config
 from saelab.core.config import Config, apply_overrides, leaf_fields, load_yaml, parse_config
 from saelab.core.errors import nearest
-
-C = typing.TypeVar("C", bound=Config)
 
 
 class ConfigCommand(click.Command):
@@ -37,7 +36,7 @@ class ConfigCommand(click.Command):
 
 def config_command(
     name: str,
-    config_class: type[C],
+    config_class: type[Config] | str,
     function: Callable[..., None],
     *,
     positional: str | None = None,
@@ -45,7 +44,7 @@ def config_command(
     help_text: str = "",
     part: str | None = None,
 ) -> click.Command:
-    """Build a command that calls ``function(config, **extra)``.
+    """Build a command that calls ``function(config, **extra)``, ``config`` being a ``config_class``.
 
     ``positional`` names the key that the first argument sets (``sae`` in ``saelab eval SAE``); when it is None the
     first argument is the YAML file itself. Every other key is an option. ``part`` names a key whose keys may come from
@@ -60,13 +59,9 @@ def config_command(
     if part is not None:
         text = f"YAML file with the {part}'s keys."
         params.append(click.Option([f"--{part}", "part_file"], metavar="FILE", help=text))
-    keys: dict[str, tuple[str, Any]] = {}
-    for key, annotation, default, description in leaf_fields(config_class):
-        if key == positional:
-            continue
-        parameter = "key__" + key.replace(".", "__")
-        keys[parameter] = (key, annotation)
-        params.append(_option(key, parameter, annotation, default, description))
+    fields = kept_fields(config_class, _fields) if isinstance(config_class, str) else _fields(config_class)
+    keys = {field.key: "key__" + field.key.replace(".", "__") for field in fields if field.key != positional}
+    params.extend(_option(field, keys[field.key]) for field in fields if field.key != positional)
     params.extend(extra or [])
     extra_names = [p.name for p in extra or []]
 
@@ -76,24 +71,33 @@ def config_command(
         data = load_yaml(resolve_config(file)) if file else {}
         if part is not None and (part_file := given.pop("part_file")):
             data, source = {**data, part: load_yaml(resolve_config(part_file))}, str(part_file)
+        job = find_class(config_class) if isinstance(config_class, str) else config_class
+        annotations = {key: annotation for key, annotation, *_ in leaf_fields(job)}
         overrides = {
-            key: _value(given[parameter], annotation)
-            for parameter, (key, annotation) in keys.items()
+            key: _value(given[parameter], annotations[key])
+            for key, parameter in keys.items()
             if given[parameter] not in (None, ())
         }
         if positional is not None and given[positional] is not None:
             overrides[positional] = given[positional]
-        config = parse_config(config_class, apply_overrides(data, overrides), source)
+        config = parse_config(job, apply_overrides(data, overrides), source)
         function(config, **{n: given[n] for n in extra_names if n is not None})
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
     return ConfigCommand(name, params=params, callback=callback, help=help_text, context_settings=settings)
 
 
-def _option(key: str, parameter: str, annotation: Any, default: Any, description: str) -> click.Option:
-    shown = "" if default is PydanticUndefined or default is None else f"  [default: {_plain(default)}]"
-    text = " ".join(description.split()) + shown
-    return click.Option([f"--{key}", parameter], metavar=_metavar(annotation), help=text, multiple=_is_list(annotation))
+def _fields(config_class: type[Config]) -> list[OptionField]:
+    fields = []
+    for key, annotation, default, description in leaf_fields(config_class):
+        shown = "" if default is PydanticUndefined or default is None else f"  [default: {_plain(default)}]"
+        text = " ".join(description.split()) + shown
+        fields.append(OptionField(key, _metavar(annotation), _is_list(annotation), text))
+    return fields
+
+
+def _option(field: OptionField, parameter: str) -> click.Option:
+    return click.Option([f"--{field.key}", parameter], metavar=field.metavar, help=field.text, multiple=field.many)
 
 
 def _value(given: Any, annotation: Any) -> Any:

@@ -1,15 +1,19 @@
 """``saelab pretrain``: a small language model from scratch, dense or sparse."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
-from saelab.workflows.pretrain import PretrainJob, run_pretrain
+
+if TYPE_CHECKING:
+    from saelab.workflows.pretrain import PretrainJob
 
 
-def _pretrain(job: PretrainJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
+def _pretrain(job: "PretrainJob", out: str, force: bool, resume: bool, as_json: bool) -> None:
     from saelab.cli import console
+    from saelab.workflows.pretrain import run_pretrain
 
     with console.quiet_if(as_json):
         result = run_pretrain(job, out, force=force, resume=resume)
@@ -23,7 +27,7 @@ def _pretrain(job: PretrainJob, out: str, force: bool, resume: bool, as_json: bo
 
 command = config_command(
     "pretrain",
-    PretrainJob,
+    "saelab.workflows.pretrain:PretrainJob",
     _pretrain,
     part="sparsity",
     extra=[out_option("Folder of the model."), force_option(), resume_option(), json_option()],

@@ -1,10 +1,14 @@
 """``saelab sites``: the hook points of a model."""
 
+from typing import TYPE_CHECKING
+
 from saelab.cli.options import config_command
-from saelab.workflows.corpus import ModelJob
+
+if TYPE_CHECKING:
+    from saelab.workflows.corpus import ModelJob
 
 
-def _sites(job: ModelJob) -> None:
+def _sites(job: "ModelJob") -> None:
     from saelab.cli import console
 
     model = job.load()
@@ -13,5 +17,9 @@ def _sites(job: ModelJob) -> None:
 
 
 command = config_command(
-    "sites", ModelJob, _sites, positional="model", help_text="List the sites of MODEL with their widths."
+    "sites",
+    "saelab.workflows.corpus:ModelJob",
+    _sites,
+    positional="model",
+    help_text="List the sites of MODEL with their widths.",
 )

@@ -1,16 +1,19 @@
 """``saelab sparsify``, ``sparsity-curve`` and ``sparsity-study``: pruned models, and what sparsity costs."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option
-from saelab.workflows.sparsify import SparsifyJob
-from saelab.workflows.sparsity_curve import CurveJob, run_curve
-from saelab.workflows.sparsity_study import StudyJob, run_study
+
+if TYPE_CHECKING:
+    from saelab.workflows.sparsify import SparsifyJob
+    from saelab.workflows.sparsity_curve import CurveJob
+    from saelab.workflows.sparsity_study import StudyJob
 
 
-def _sparsify(job: SparsifyJob, out: str, force: bool, as_json: bool) -> None:
+def _sparsify(job: "SparsifyJob", out: str, force: bool, as_json: bool) -> None:
     import saelab
     from saelab.cli import console
 
@@ -26,8 +29,9 @@ def _sparsify(job: SparsifyJob, out: str, force: bool, as_json: bool) -> None:
     console.say(f"next: saelab harvest {report.path} --sites blocks.1.hook_resid_post --out {report.path}-store")
 
 
-def _curve(job: CurveJob, out: str | None, force: bool, as_json: bool) -> None:
+def _curve(job: "CurveJob", out: str | None, force: bool, as_json: bool) -> None:
     from saelab.cli import console
+    from saelab.workflows.sparsity_curve import run_curve
 
     with console.quiet_if(as_json):
         curve = run_curve(job, out, force=force)
@@ -40,7 +44,7 @@ def _curve(job: CurveJob, out: str | None, force: bool, as_json: bool) -> None:
 
 command = config_command(
     "sparsify",
-    SparsifyJob,
+    "saelab.workflows.sparsify:SparsifyJob",
     _sparsify,
     positional="model",
     part="recipe",
@@ -49,7 +53,7 @@ command = config_command(
 )
 curve_command = config_command(
     "sparsity-curve",
-    CurveJob,
+    "saelab.workflows.sparsity_curve:CurveJob",
     _curve,
     positional="model",
     extra=[
@@ -61,8 +65,9 @@ curve_command = config_command(
 )
 
 
-def _study(job: StudyJob, out: str, force: bool, as_json: bool) -> None:
+def _study(job: "StudyJob", out: str, force: bool, as_json: bool) -> None:
     from saelab.cli import console
+    from saelab.workflows.sparsity_study import run_study
 
     with console.quiet_if(as_json):
         study = run_study(job, out, force=force, say=console.say)
@@ -75,7 +80,7 @@ def _study(job: StudyJob, out: str, force: bool, as_json: bool) -> None:
 
 study_command = config_command(
     "sparsity-study",
-    StudyJob,
+    "saelab.workflows.sparsity_study:StudyJob",
     _study,
     positional="model",
     extra=[out_option("Folder of the study."), force_option(), json_option()],

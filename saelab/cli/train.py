@@ -1,14 +1,17 @@
 """``saelab train``: SAEs from a YAML file."""
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from saelab.cli.options import config_command, force_option, json_option, out_option, resume_option
-from saelab.workflows.train import TrainJob
+
+if TYPE_CHECKING:
+    from saelab.workflows.train import TrainJob
 
 
-def _train(job: TrainJob, out: str, force: bool, resume: bool, as_json: bool) -> None:
+def _train(job: "TrainJob", out: str, force: bool, resume: bool, as_json: bool) -> None:
     import saelab
     from saelab.cli import console
 
@@ -25,7 +28,7 @@ def _train(job: TrainJob, out: str, force: bool, resume: bool, as_json: bool) ->
 
 command = config_command(
     "train",
-    TrainJob,
+    "saelab.workflows.train:TrainJob",
     _train,
     part="sparsity",
     extra=[out_option("Folder of the run."), force_option(), resume_option(), json_option()],

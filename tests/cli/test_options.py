@@ -1,14 +1,19 @@
 """Commands made from config classes: every key is an option, and mistakes are one line."""
 
+import os
+import subprocess
+import sys
 from typing import Literal
 
 import click
 import pytest
 from pydantic import Field
 
+from saelab.cli import option_cache, options
 from saelab.cli.options import config_command, force_option
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
+from saelab.models.pretrain_config import PretrainConfig
 
 
 class Inner(Config):
@@ -95,3 +100,41 @@ def test_help_lists_every_key_with_default_and_description(capsys):
     text = capsys.readouterr().out
     for part in ("--sae.k INT", "Features per token.", "[default: 8]", "--other.kind a|b", "--fast BOOL"):
         assert part in text
+
+
+def test_kept_options_are_those_of_the_class_until_a_source_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place, made = "saelab.models.pretrain_config:PretrainConfig", []
+
+    def make(config_class):
+        made.append(config_class)
+        return options._fields(config_class)
+
+    first = option_cache.kept_fields(place, make)
+    assert option_cache.kept_fields(place, make) == first
+    assert made == [PretrainConfig]
+    assert first == options._fields(PretrainConfig)
+    (file,) = (tmp_path / "saelab").iterdir()
+    monkeypatch.setattr(option_cache, "_state", lambda: "another")
+    assert option_cache.kept_fields(place, make) == first
+    assert len(made) == 2
+    file.write_text('{"state": "another", "fields": [{"broken": 1}]}')
+    assert option_cache.kept_fields(place, make) == first
+    assert len(made) == 3
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # a file: nothing can be kept there
+    assert option_cache.kept_fields(place, make) == first
+
+
+def test_help_of_a_command_imports_torch_once(tmp_path):
+    code = (
+        "import sys; from saelab.cli.main import _run; assert _run(['train', '--help']) == 0; "
+        "assert _run(['train', '--lr', '3']) == 2; print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    said = [subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)]
+    said += [subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)]
+    outputs = [done.stdout.rsplit("\n", 2) for done in said]
+    assert [output[1] for output in outputs] == ["True", "False"]
+    assert outputs[0][0] == outputs[1][0]
+    assert said[0].stderr == said[1].stderr
+    assert "unknown option '--lr'" in said[0].stderr
