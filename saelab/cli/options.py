@@ -71,7 +71,7 @@ def config_command(
         data = load_yaml(resolve_config(file)) if file else {}
         if part is not None and (part_file := given.pop("part_file")):
             data, source = {**data, part: load_yaml(resolve_config(part_file))}, str(part_file)
-        job = find_class(config_class) if isinstance(config_class, str) else config_class
+        job: type[Config] = find_class(config_class) if isinstance(config_class, str) else config_class
         annotations = {key: annotation for key, annotation, *_ in leaf_fields(job)}
         overrides = {
             key: _value(given[parameter], annotations[key])
@@ -80,7 +80,7 @@ def config_command(
         }
         if positional is not None and given[positional] is not None:
             overrides[positional] = given[positional]
-        config = parse_config(job, apply_overrides(data, overrides), source)
+        config: Config = parse_config(job, apply_overrides(data, overrides), source)
         function(config, **{n: given[n] for n in extra_names if n is not None})
 
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

@@ -114,7 +114,7 @@ def _keys(values: np.ndarray, descending: bool) -> np.ndarray | None:
     if values.dtype != np.float32:
         return None
     bits = ((-values if descending else values) + np.float32(0)).view(np.uint32)  # -0 becomes 0
-    keys = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
+    keys: np.ndarray = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
     keys[np.isnan(values)] = 0xFFFFFFFF
     return keys
 
