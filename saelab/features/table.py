@@ -96,7 +96,7 @@ def stable_order(values: np.ndarray, descending: bool = False) -> Int64[np.ndarr
     if keys is None:
         wide = values.astype(np.float64)
         return np.argsort(-wide if descending else wide, kind="stable").astype(np.int64)
-    packed = (keys.astype(np.uint64) << np.uint64(32)) | np.arange(len(keys), dtype=np.uint64)
+    packed: np.ndarray = (keys.astype(np.uint64) << np.uint64(32)) | np.arange(len(keys), dtype=np.uint64)
     packed.sort()
     return (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
