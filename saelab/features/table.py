@@ -83,7 +83,8 @@ def choose(
     found = np.flatnonzero(keep).astype(np.int64)
     if query.sort == "feature":
         return found[::-1].copy() if query.descending else found
-    return found[stable_order(np.asarray(_column(store, query.sort, extra)[found]), query.descending)]
+    order: np.ndarray = stable_order(np.asarray(_column(store, query.sort, extra)[found]), query.descending)
+    return found[order]
 
 
 def stable_order(values: np.ndarray, descending: bool = False) -> Int64[np.ndarray, " n"]:
