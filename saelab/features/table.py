@@ -83,8 +83,9 @@ def choose(
     found = np.flatnonzero(keep).astype(np.int64)
     if query.sort == "feature":
         return found[::-1].copy() if query.descending else found
-    order: np.ndarray = stable_order(np.asarray(_column(store, query.sort, extra)[found]), query.descending)
-    return found[order]
+    values = np.asarray(_column(store, query.sort, extra)[found])
+    ordered: np.ndarray = found[stable_order(values, query.descending)]
+    return ordered
 
 
 def stable_order(values: np.ndarray, descending: bool = False) -> Int64[np.ndarray, " n"]:
