@@ -9,10 +9,11 @@ import torch
 
 from saelab.core.artifacts import file_checksum
 from saelab.core.config import parse_config
-from saelab.core.errors import FormatError, ResumeError, SiteError
+from saelab.core.errors import FormatError, ResumeError, SiteError, TextError
 from saelab.models.subject import load_model
 from saelab.sae.codebook import CodebookConfig, CodeEdit
 from saelab.training import Stopped
+from saelab.training.code_effects import code_effects
 from saelab.training.codebook_model import add_codebooks, load_codebook_model, save_codebook_model
 from saelab.training.codebooks import CodebookTraining, fit_codebooks, next_token_loss
 from saelab.training.tokfsm import TokFSMConfig, make_tokfsm
@@ -147,3 +148,34 @@ def test_generation_is_seeded(folder):
     assert not torch.equal(a, c)
     greedy = model.generate(prompt, 3, temperature=0)
     assert torch.equal(greedy[:, 2], model.logits(prompt)[:, -1].argmax(1))
+
+
+def test_effects_of_codes_are_those_of_edits_by_hand(folder):
+    model = a_model(folder)
+    generator = torch.Generator().manual_seed(3)
+    tokens, keep = FSM.sample(64, generator), torch.ones(64, FSM.sample(1, generator).shape[1], dtype=torch.bool)
+    keep[:, 0] = False
+    rows = FSM.sample(5, generator)[:, :6]
+    found = code_effects(model, (tokens, keep), rows, n_tokens=2, n_random=20, seed=1)
+    assert [e.token for e in found.effects] == torch.bincount(tokens[:, 1:].flatten()).topk(2).indices.tolist()
+    assert found.rows == 5
+    chosen = model.chosen(tokens)
+    for e in found.effects:
+        on = chosen[e.site][:, 1:-1, e.group, 0] == e.code
+        follows = tokens[:, 2:] == e.token
+        judged = torch.arange(on.numel()).view_as(on) % 2 == 1
+        assert e.precision == pytest.approx(float((on & follows & judged).sum() / (on & judged).sum()))
+        assert e.recall == pytest.approx(float((on & follows & judged).sum() / (follows & judged).sum()))
+
+        def of(code, e=e):
+            edit = {e.site: [CodeEdit([code], "replace", group=e.group, positions=[5])]}
+            return float(model.logits(rows, edit)[:, -1].log_softmax(1)[:, e.token].mean())
+
+        assert e.before == pytest.approx(float(model.logits(rows)[:, -1].log_softmax(1)[:, e.token].mean()), abs=1e-5)
+        assert e.after == pytest.approx(of(e.code), abs=1e-5)
+        others = [of(code) for code in range(16) if code != e.code]  # 20 random ones were asked for, there are 15
+        assert e.control == pytest.approx(sum(others) / 15, abs=1e-5)
+        assert e.gain == e.after - e.before
+    assert {"token", "code", "gain", "control_gain"} <= set(found.to_frame().columns)
+    with pytest.raises(TextError, match="give more text"):
+        code_effects(model, (tokens[:1], keep[:1]), rows)

@@ -7,6 +7,7 @@ import torch
 
 from saelab.core.errors import ConfigError
 from saelab.sae.codebook import CodeEdit
+from saelab.training.code_effects import code_effects
 from saelab.training.code_metrics import match_codes
 from saelab.training.codebook_model import load_codebook_model
 from saelab.training.tokfsm import TokFSM, TokFSMConfig, make_tokfsm
@@ -102,6 +103,32 @@ def test_fine_tuning_the_embedded_model(made, tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
     assert saelab(*command, "--out", tmp_path / "m", "--resume") == 1
     assert "is finished" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_codes_of_the_embedded_model_can_be_set(tmp_path):
+    """Setting the code that stands for a next token makes it likelier, and more so than random codes of its head."""
+    small = ["--layers", "[2, 3]", "--codebook.codes", 256, "--training.steps", 200, "--training.rows", 4]
+    text = ["--tokens.context", 128, "--max_rows", 2000, "--eval_rows", 16]
+    assert saelab("codebook", "configs/codebook.yaml", *small, *text, "--out", tmp_path / "m") == 0
+    model, job = load_codebook_model(tmp_path / "m"), CodebookJob(tokens={"context": 128})
+    found_on, set_in = (
+        next(iter(job.model_copy(update={"text": name}).rows(model.subject).batches(64)))
+        for name in ("stdlib:train", "stdlib:heldout")
+    )
+    rows = set_in.tokens[set_in.keep[:, 1:48].all(1), :48]
+    found = code_effects(model, (found_on.tokens, found_on.keep), rows, n_tokens=20, n_random=3)
+    frame = found.to_frame()
+    assert len(frame) >= 15
+    assert frame["gain"].mean() > frame["control_gain"].mean() + 0.1
+    assert (frame["gain"] > frame["control_gain"]).mean() > 0.7
+    # what setting a code at a position does is done from there on and nowhere before
+    e, at = found.effects[0], 20
+    edit = {e.site: [CodeEdit([e.code], "replace", group=e.group, positions=[at])]}
+    plain, edited = model.logits(rows), model.logits(rows, edit)
+    assert torch.equal(plain[:, :at], edited[:, :at])
+    assert not torch.allclose(plain[:, at:], edited[:, at:])
 
 
 def test_layers_that_do_not_exist(tmp_path):
