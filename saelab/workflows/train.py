@@ -148,6 +148,11 @@ def _check_source(data: Mapping[str, Any]) -> None:
     given = [name for name in ("store", "live", "pairs") if data.get(name) is not None]
     if len(given) == 1:
         return
+    if not given and data.get("end_to_end") is not None:
+        raise ValueError(
+            "nothing given to train on; end-to-end training runs the model: give start (an SAE, whose model and text it "
+            "takes: --start runs/topk/sae) or live (a model and a text: --live.model embedded)"
+        )
     raise ValueError(
         f"{' and '.join(given) or 'nothing'} given to train on; give exactly one of store (a folder that saelab "
         "harvest wrote), live (a model and a text: --live.model embedded) and pairs"

@@ -134,6 +134,8 @@ def test_end_to_end_fine_tuning_recovers_more_of_the_loss(made, tmp_path, capsys
 
 def test_what_end_to_end_and_pairs_need(made, tmp_path, capsys):
     out = ["--out", tmp_path / "x"]
+    assert saelab("train", "configs/end-to-end.yaml", *out) == 1
+    assert "give start (an SAE" in capsys.readouterr().err
     assert saelab("train", "configs/end-to-end.yaml", "--store", made / "store", "--sae.d_sae", 64, *out) == 1
     assert "runs the model" in capsys.readouterr().err
     assert saelab("train", "configs/contrastive.yaml", "--store", made / "store", "--site", SITE, *out) == 1
