@@ -150,8 +150,8 @@ def _check_source(data: Mapping[str, Any]) -> None:
         return
     if not given and data.get("end_to_end") is not None:
         raise ValueError(
-            "nothing given to train on; end-to-end training runs the model: give start (an SAE, whose model and text it "
-            "takes: --start runs/topk/sae) or live (a model and a text: --live.model embedded)"
+            "nothing given to train on; end-to-end training runs the model: give start (an SAE, whose model and text "
+            "it uses: --start runs/topk/sae) or live (a model and a text: --live.model embedded)"
         )
     raise ValueError(
         f"{' and '.join(given) or 'nothing'} given to train on; give exactly one of store (a folder that saelab "
