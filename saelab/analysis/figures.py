@@ -51,7 +51,7 @@ def feature_scatter(
         bar = {"title": {"text": escape(colour_title), "side": "right"}, "thickness": 10, "outlinewidth": 0}
         marker |= {"color": frame["colour"], "colorscale": SCALE, "colorbar": bar}
     shown = f"<br>{escape(colour_title)} %{{marker.color:.4g}}" if colour is not None else ""
-    points = go.Scatter(
+    points = go.Scattergl(  # thousands of SVG nodes take a browser half a second
         x=frame["x"],
         y=frame["y"],
         mode="markers",
