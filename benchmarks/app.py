@@ -166,8 +166,8 @@ def main():
         return
     found = first_page(options.folder, 10)
     print(
-        f"started server, first page in a browser: heading {found['heading']:.2f} s, all drawn {found['settled']:.2f} s; "
-        f"the second time all drawn in {found['again']:.2f} s"
+        f"started server, first page in a browser: heading {found['heading']:.2f} s, all drawn {found['settled']:.2f} s, "
+        f"and {found['again']:.2f} s the second time"
     )
     print(f"processor seconds of server and browser until then: {found['processor']:.2f}")
     print(f"server's memory: {described(found['before'])} started, {described(found['after'])} after 11 pages")
