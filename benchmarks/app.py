@@ -165,9 +165,9 @@ def main():
     if options.no_browser:
         return
     found = first_page(options.folder, 10)
+    times = [found[name] for name in ("heading", "settled", "again")]
     print(
-        f"started server, first page in a browser: heading {found['heading']:.2f} s, all drawn {found['settled']:.2f} s, "
-        f"and {found['again']:.2f} s the second time"
+        "started server, first page in a browser: heading {:.2f} s, all drawn {:.2f} s, again {:.2f} s".format(*times)
     )
     print(f"processor seconds of server and browser until then: {found['processor']:.2f}")
     print(f"server's memory: {described(found['before'])} started, {described(found['after'])} after 11 pages")
