@@ -57,6 +57,7 @@ def make_run(args: argparse.Namespace, architecture: str, precision: str) -> Run
     training = {
         "tokens": args.n * 10_000,
         "batch_size": args.n,
+        "k_warmup": 0,  # mid-training
         "precision": precision,
         "device": getattr(args, "device", "cpu"),
     }
