@@ -21,6 +21,7 @@ def _codebook(job: "CodebookJob", out: str, force: bool, resume: bool, as_json: 
         click.echo(json.dumps({"path": str(report.folder), "metrics": report.metrics}))
     else:
         console.out.print(console.key_value_table(str(report.folder), report.metrics))
+        console.say(f'next, in Python: saelab.open_result("{report.folder}") (docs/architectures.md, Codebooks)')
 
 
 command = config_command(
