@@ -183,7 +183,8 @@ def metrics(values: Mapping[str, tuple[str, str | None]]) -> None:
     """Show numbers in a row that wraps on narrow screens: title to (text, meaning)."""
     with st.container(horizontal=True, gap="xsmall"):
         for title, (text, meaning) in values.items():
-            st.metric(title, text, help=None if meaning is None else plain(meaning), width=105)
+            width = max(105, 40 + 7 * len(title))  # a longer title would be cut
+            st.metric(title, text, help=None if meaning is None else plain(meaning), width=width)
 
 
 def feature_table(frame: pd.DataFrame, key: str, **options: Any) -> None:

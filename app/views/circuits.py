@@ -36,7 +36,10 @@ st.subheader(shell.plain(circuit.title))
 st.caption(shell.plain(f"{circuit.about}; folder {short(folder)}."))
 shell.metrics(circuit.numbers)
 clicked = shell.chart_points(circuit.figure, "circuit_graph")
-st.caption("Blue: positive, orange: negative; the larger or wider, the stronger. Triangles are errors of SAEs.")
+caption = "Blue: positive, orange: negative; the larger or wider, the stronger."
+if "feature" in circuit.table:
+    caption += " Triangles are errors of SAEs. Click a feature, here or in the table, to open it."
+st.caption(caption)
 if clicked and (target := feature_of(clicked[0])) is not None:
     open_in_site(*target)
 event = st.dataframe(

@@ -6,7 +6,7 @@ import streamlit as st
 
 from saelab.analysis.dark_matter.report import SECTIONS
 from saelab.analysis.dark_matter.result import load_dark_matter
-from saelab.workflows.browse import DARK_MATTER, stamp
+from saelab.workflows.browse import DARK_MATTER, activation_store_of, stamp
 from saelab.workflows.results import sae_folder, short, worst_tokens
 
 EXAMPLE = "def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n"
@@ -32,9 +32,11 @@ def vocabulary_of(model):
 st.title("Error")
 found = shell.results(DARK_MATTER)
 if not found:
-    sae = shell.place().sae or "PATH/TO/SAE"
+    with shell.guarded():
+        sae = shell.place().sae or "PATH/TO/SAE"
+        store = activation_store_of(shell.place()) or "PATH/TO/STORE"
     st.info("What an SAE's error is made of is measured on an activation store. This does it:")
-    st.code(f"saelab dark-matter {sae} --store PATH/TO/STORE --out dark-matter", language="bash")
+    st.code(f"saelab dark-matter {sae} --store {store} --out dark-matter", language="bash")
     st.caption("The Prompt page colours a text by what the SAE misses without it.")
     st.stop()
 folder = shell.choose_result(found, "dark_matter")

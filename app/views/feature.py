@@ -86,8 +86,9 @@ if said := opened.said.explanations(features=[i]):
     for explanation in said:
         st.markdown(f"{shell.plain(explanation.text)} :gray[{shell.plain(explanation.author)}]")
 if scores := opened.said.scores(features=[i], control=""):
-    titles = {score.scorer if score.author in ("", said and said[0].author) else f"{score.scorer} ({score.author})":
-              score for score in scores}  # fmt: skip
+    names = [(score, score.scorer.replace("_", " ")) for score in scores]
+    own = ("", said and said[0].author)
+    titles = {name if score.author in own else f"{name} ({score.author})": score for score, name in names}
     shell.metrics(
         {
             title: (f"{s.value:.3g}", f"{MEANING.get(s.scorer, '')} 95 %: {s.low:.3g} to {s.high:.3g}, n = {s.n:,}.")

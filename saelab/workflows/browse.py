@@ -315,6 +315,14 @@ def _mapping(path: Path) -> dict[str, Any]:
     return data
 
 
+def activation_store_of(place: Place) -> Path | None:
+    """Return the activation store that an SAE was trained on, if that is still where it was."""
+    if place.sae is None:
+        return None
+    store = _mapping(place.sae / "meta.json").get("provenance", {}).get("store")
+    return Path(store) if store is not None and (Path(store) / MANIFEST).is_file() else None
+
+
 def card(place: Place, store: FeatureStore | None) -> dict[str, str]:
     """Return what an SAE is, as names and texts."""
     about: dict[str, Any] = {}

@@ -120,7 +120,8 @@ def test_broken_results_are_one_line(results, open_app, tmp_path):
 
 
 def test_pages_without_results_name_the_command(made, open_app):
-    assert f"saelab dark-matter {made / 'train' / 'sae'} --store" in text_of(open_app(made, page="error"))
+    said = text_of(open_app(made, page="error"))
+    assert f"saelab dark-matter {made / 'train' / 'sae'} --store {made / 'store'} --out" in said
     assert "saelab circuits" in text_of(open_app(made, page="circuits"))
     assert "saelab compare" in text_of(open_app(made, page="compare"))
 
