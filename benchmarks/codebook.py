@@ -23,18 +23,16 @@ from saelab.training.codebook_model import KIND, load_codebook_model
 from saelab.workflows.codebook import CodebookJob
 
 
-def measure(folder: Path, rows: int, length: int, n_tokens: int, n_random: int) -> tuple[CodeEffects, dict[int, str]]:
+def measure(args: argparse.Namespace) -> tuple[CodeEffects, dict[int, str]]:
     """Return the effects, and the tokens' texts by id."""
-    model = load_codebook_model(folder)
-    texts = {"found_on": "stdlib:train", "set_in": "stdlib:heldout"}
-    batches = {
-        name: next(iter(CodebookJob(model="embedded", text=text).rows(model.subject).batches(rows)))
-        for name, text in texts.items()
-    }
-    whole = batches["set_in"].keep[:, 1:length].all(1)
-    set_in = batches["set_in"].tokens[whole, :length]
-    found_on = batches["found_on"].tokens, batches["found_on"].keep
-    effects = code_effects(model, found_on, set_in, n_tokens=n_tokens, n_random=n_random)
+    model = load_codebook_model(args.folder)
+    found_on, set_in = (
+        next(iter(CodebookJob(text=text).rows(model.subject).batches(rows)))
+        for text, rows in (("stdlib:train", args.find), ("stdlib:heldout", args.rows))
+    )
+    rows = set_in.tokens[set_in.keep[:, 1 : args.length].all(1), : args.length]
+    sizes = {"n_tokens": args.tokens, "n_random": args.random}
+    effects = code_effects(model, (found_on.tokens, found_on.keep), rows, **sizes)
     return effects, {e.token: visible(model.subject.tokenizer.decode([e.token])) for e in effects.effects}
 
 
@@ -65,14 +63,15 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what saelab codebook wrote")
-    parser.add_argument("--rows", type=int, default=64, help="of text to find codes on, and to set them in")
-    parser.add_argument("--length", type=int, default=64, help="tokens of the rows that codes are set in")
-    parser.add_argument("--tokens", type=int, default=40, help="the commonest next tokens of the text")
+    parser.add_argument("--find", type=int, default=128, help="rows of text to find codes on")
+    parser.add_argument("--rows", type=int, default=32, help="rows of text to set them in")
+    parser.add_argument("--length", type=int, default=48, help="tokens of these rows")
+    parser.add_argument("--tokens", type=int, default=20, help="the commonest next tokens of the text")
     parser.add_argument("--random", type=int, default=3, help="random codes beside each")
     parser.add_argument("--shown", type=int, default=5, help="tokens with a line of their own")
     parser.add_argument("--docs", type=Path, help="put the table into this page")
     args = parser.parse_args()
-    effects, names = measure(args.folder, args.rows, args.length, args.tokens, args.random)
+    effects, names = measure(args)
     about = read_manifest(args.folder, KIND)
     metrics, steps = about["metrics"], about["training"]["steps"]
     text = (

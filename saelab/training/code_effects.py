@@ -82,22 +82,24 @@ def code_effects(
     found_on: tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]],
     set_in: Int[Tensor, "rows length"],
     *,
-    n_tokens: int = 40,
+    n_tokens: int = 20,
     n_random: int = 3,
+    least_recall: float = 0.1,
     seed: int = 0,
 ) -> CodeEffects:
     """Find the codes that stand for the commonest next tokens of a text, and set each at the end of other rows.
 
     ``found_on``: tokens, and which of them count. ``set_in``: whole rows without padding; codes are set at their last
-    position. Tokens for which no code has a recall of 1 % are left out. Raises :class:`TextError` for a text of fewer
-    than two rows of two tokens.
+    position. A code must have ``least_recall`` on the tokens it is found on (among tens of thousands of codes some are
+    precise by luck, on few tokens); tokens for which none has are left out. Raises :class:`TextError` for a text of
+    fewer than two rows of two tokens.
     """
     tokens, keep = found_on
     if tokens.shape[0] < 2 or tokens.shape[1] < 2:
         raise TextError(f"codes are found on rows of tokens, not on {tuple(tokens.shape)}; give more text")
     following = tokens[:, 1:][keep[:, 1:]]
     wanted = torch.bincount(following).topk(min(n_tokens, int(following.max()) + 1)).indices
-    places = best_codes(model, tokens, keep, wanted)
+    places = best_codes(model, tokens, keep, wanted, least_recall)
     generator = torch.Generator().manual_seed(seed)
     before = model.logits(set_in)[:, -1].float().log_softmax(1).mean(0)
     effects = []
@@ -114,7 +116,11 @@ def code_effects(
 
 
 def best_codes(
-    model: CodebookModel, tokens: Int[Tensor, "b t"], keep: Bool[Tensor, "b t"], wanted: Sequence[int] | Tensor
+    model: CodebookModel,
+    tokens: Int[Tensor, "b t"],
+    keep: Bool[Tensor, "b t"],
+    wanted: Sequence[int] | Tensor,
+    least_recall: float = 0.1,
 ) -> list[tuple[int, str, int, int, float, float]]:
     """Return, for each wanted next token, the code of all sites and heads of the best precision.
 
@@ -130,7 +136,7 @@ def best_codes(
             indices = chosen[site][:, :-1, group][counted]
             on = torch.zeros(len(indices), model.codebook(site).config.codes, dtype=torch.bool)
             on.scatter_(1, indices, True)
-            found = match_codes(on, has)
+            found = match_codes(on, has, least_recall)
             # Chosen by the finding half: its precision, taken again for the code that was found there.
             for k, code in enumerate(found.code.tolist()):
                 if code < 0:

@@ -156,7 +156,7 @@ def test_effects_of_codes_are_those_of_edits_by_hand(folder):
     tokens, keep = FSM.sample(64, generator), torch.ones(64, FSM.sample(1, generator).shape[1], dtype=torch.bool)
     keep[:, 0] = False
     rows = FSM.sample(5, generator)[:, :6]
-    found = code_effects(model, (tokens, keep), rows, n_tokens=2, n_random=20, seed=1)
+    found = code_effects(model, (tokens, keep), rows, n_tokens=2, n_random=20, least_recall=0.01, seed=1)
     assert [e.token for e in found.effects] == torch.bincount(tokens[:, 1:].flatten()).topk(2).indices.tolist()
     assert found.rows == 5
     chosen = model.chosen(tokens)
