@@ -42,8 +42,11 @@ if "feature" in circuit.table:
 st.caption(caption)
 if clicked and (target := feature_of(clicked[0])) is not None:
     open_in_site(*target)
+table = circuit.table
+if "feature" in table:  # parts that are no features have an empty cell, not "None"
+    table = table.assign(feature=table["feature"].astype("string").fillna(""))
 event = st.dataframe(
-    circuit.table, key="circuit_table", hide_index=True, width="stretch", height=420, on_select="rerun",
+    table, key="circuit_table", hide_index=True, width="stretch", height=420, on_select="rerun",
     selection_mode="single-cell",
 )  # fmt: skip
 cells = event["selection"]["cells"]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from saelab.analysis.circuits.figure import FigureEdge, FigureNode
 
+MOST_EDGES = 400
+"""Edges of an attribution graph that are drawn; of more, those of largest weight."""
 HELP = "saelab circuits --help"
 """Names the commands that find circuits."""
 
@@ -134,18 +136,21 @@ def _attribution(folder: Path) -> ShownCircuit:
 
     data, about = _object(folder / "graph.json"), read_manifest(folder, CIRCUIT)
     tokens = data["metadata"]["prompt_tokens"]
-    last = max((int(n["layer"]) for n in data["nodes"] if n["layer"] != "E"), default=0)
+    layers = sorted({-1 if n["layer"] == "E" else int(n["layer"]) for n in data["nodes"]})
     kinds = {"cross layer transcoder": "feature", "mlp reconstruction error": "error", "embedding": "embedding"}
     nodes: list[FigureNode] = []
     rows: list[dict[str, Any]] = []
     crowd: dict[tuple[int, int], int] = {}
-    for node in data["nodes"]:
+    named: set[tuple[int, int]] = set()  # of each layer and token, the feature of largest influence has its number
+    for node in sorted(data["nodes"], key=lambda n: -float(n["influence"])):
         layer = -1 if node["layer"] == "E" else int(node["layer"])
         kind, position = kinds.get(node["feature_type"], "logit"), int(node["ctx_idx"])
         at = crowd.setdefault((layer, position), 0)
         crowd[layer, position] += 1
-        label = str(node["feature"]) if kind == "feature" else ""
-        place = (position + 0.12 * (at % 7), 2.0 * layer + 0.22 * (at // 7))
+        label = str(node["feature"]) if kind == "feature" and (layer, position) not in named else ""
+        if label:
+            named.add((layer, position))
+        place = (position + 0.12 * (at % 7), 2.0 * layers.index(layer) + 0.22 * (at // 7))
         hover = f"token {tokens[position]!r}\n{node['clerp']}".strip()
         nodes.append(FigureNode(str(node["node_id"]), *place, kind, float(node["influence"]), label, hover))
         feature = int(node["feature"]) if kind == "feature" else None
@@ -156,13 +161,15 @@ def _attribution(folder: Path) -> ShownCircuit:
             }
         )
     edges = [FigureEdge(str(e["source"]), str(e["target"]), float(e["weight"])) for e in data["links"]]
-    labels = [(2.0 * k, "tokens" if k < 0 else "logits" if k == last else f"MLP {k}") for k in range(-1, last + 1)]
+    drawn = sorted(edges, key=lambda edge: -abs(edge.weight))[:MOST_EDGES]
+    names = ["tokens" if n < 0 else "logits" if n == layers[-1] else f"MLP {n}" for n in layers]
+    labels = [(2.0 * k, name) for k, name in enumerate(names)]
     targets = [(row["site"], row["feature"]) for row in rows]
     positions = [(float(k), str(token)) for k, token in enumerate(tokens)]
-    figure = _clickable(nodes, edges, targets, y_labels=labels, x_labels=positions, x_title="token", y_title="layer")
+    figure = _clickable(nodes, drawn, targets, y_labels=labels, x_labels=positions, x_title="token", y_title="layer")
     numbers = {
         "nodes": (f"{len(nodes):,}", "After pruning."),
-        "edges": (f"{len(edges):,}", "After pruning."),
+        "edges": (f"{len(edges):,}", f"After pruning; the {len(drawn):,} of largest weight are drawn."),
         "replacement": (f"{about['replacement']:.3f}", "Share of the influence from tokens, not from errors."),
         "completeness": (f"{about['completeness']:.3f}", "Mean share of a node's inputs that are no errors."),
     }

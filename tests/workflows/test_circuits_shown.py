@@ -46,9 +46,9 @@ def test_attribution_graph(tmp_path):
     nodes = [
         node("E_5_0", "E", 5, 0, "embedding"),
         node("1_9_1", "1", 9, 1, "cross layer transcoder"),
-        node("2_3_1", "2", 3, 1, "logit"),
+        node("3_3_1", "3", 3, 1, "logit"),  # two above the last MLP, as in circuit-tracer's files
     ]
-    links = [{"source": "E_5_0", "target": "1_9_1", "weight": 1.0}, {"source": "1_9_1", "target": "2_3_1", "weight": 2}]
+    links = [{"source": "E_5_0", "target": "1_9_1", "weight": 1.0}, {"source": "1_9_1", "target": "3_3_1", "weight": 2}]
     metadata = {"prompt_tokens": ["<script>", "b"]}
     write_json(tmp_path / "graph.json", {"metadata": metadata, "nodes": nodes, "links": links})
     about = {"content": "attribution", "prompt": "<script>b", "model": "m", "replacement": 0.7, "completeness": 0.8}
@@ -57,6 +57,7 @@ def test_attribution_graph(tmp_path):
     points = [feature_of(list(point)) for point in shown.figure.data[-1].customdata]
     assert points == [None, ("blocks.1.mlp", 9), None]
     assert "<script>" not in str(shown.figure.data[-1].hovertext)
+    assert shown.figure.layout.yaxis.ticktext == ("tokens", "MLP 1", "logits")
     assert is_site("blocks.1.mlp", {"site": "blocks.1.ln2.hook_normalized", "target_site": "blocks.1.hook_mlp_out"})
     assert not is_site("blocks.1.mlp", {"site": "blocks.11.hook_mlp_out"})
     assert is_site(SITE, {"site": SITE})
