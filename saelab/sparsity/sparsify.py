@@ -68,7 +68,7 @@ def sparsify(model: Any, rows: Any, recipe: Recipe, *, seed: int = 0) -> Sparsif
     layers = linear_layers(model.plain, recipe.include, recipe.exclude)
     method = recipe.method
     if isinstance(method, Structured):
-        batches = _calibration(rows, recipe)
+        batches = _calibration(model, rows, recipe)
         return _structured(model, batches, method, began)
     assert isinstance(method, Method)
     if method.patterned:
@@ -76,7 +76,7 @@ def sparsify(model: Any, rows: Any, recipe: Recipe, *, seed: int = 0) -> Sparsif
             if isinstance(pattern := recipe.pattern_for(recipe.sparsity), NofM):
                 pattern.require(layer.shape[1], f"layer {layer.name}")
     # A method that looks at weights alone asks for no text; the scan of an allocation does.
-    batches = _calibration(rows, recipe) if method.need or recipe.allocation == "sensitivity" else []
+    batches = _calibration(model, rows, recipe) if method.need or recipe.allocation == "sensitivity" else []
     task = _Task(model, tuple(layers), tuple(batches), recipe, method, seed)
     return _layer_by_layer(task, began)
 
@@ -134,7 +134,8 @@ def _inputs(model: Any, layers: Sequence[Layer], batches: Sequence[Any], method:
     return found
 
 
-def _calibration(rows: Any, recipe: Recipe) -> list[Any]:
+def _calibration(model: Any, rows: Any, recipe: Recipe) -> list[Any]:
+    model.sites()  # the first look at the model's sites runs a text of its own: now, not while inputs are counted
     found, positions = [], 0
     for batch in rows.batches(ROWS_PER_BATCH):
         found.append(batch)

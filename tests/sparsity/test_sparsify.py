@@ -11,6 +11,7 @@ from saelab.models.subject import load_model
 from saelab.sparsity import runtime
 from saelab.sparsity.folder import check_masks, load_masks, load_quantised, write_model
 from saelab.sparsity.layers import linear_layers
+from saelab.sparsity.methods import Wanda
 from saelab.sparsity.methods.structured import branches, silence, smaller
 from saelab.sparsity.recipe import Recipe
 from saelab.sparsity.sparsify import sparsify
@@ -249,3 +250,16 @@ def test_heads_are_cut_only_to_a_number_that_divides_the_width(tmp_path):
     config = SimpleNamespace(head_dim=width, num_attention_heads=8, num_key_value_heads=4, hidden_size=64)
     assert smaller(config, branch, 2) == {"head_dim": width, "num_attention_heads": 4, "num_key_value_heads": 2}
     assert smaller(config, branch, 3) is None  # 6 heads do not divide 64
+
+
+def test_only_calibration_tokens_are_counted(folder):
+    counted = []
+
+    class Counting(Wanda):
+        def prune(self, weight, inputs, pattern, generator):
+            counted.append(inputs.n)
+            return super().prune(weight, inputs, pattern, generator)
+
+    model = load_model(str(folder))  # has not looked at its sites yet
+    found = sparsify(model, Rows(), recipe(sparsity=0.5).model_copy(update={"method": Counting()}))
+    assert set(counted) == {found.calibration_tokens}
