@@ -206,3 +206,11 @@ def test_a_group_that_does_not_divide_is_refused():
     weight, x = problem(columns=24)
     with pytest.raises(ConfigError, match="groups of 16 do not divide a layer of 24 inputs"):
         SpQR().prune(weight, statistics(x), None, generator())
+
+
+def test_net_trim_with_rotated_tokens_is_that_with_all():
+    weight, x = problem(n=300)
+    whole = net_trim(x, x @ weight.T, 0.2, iterations=100).T
+    assert torch.allclose(
+        NetTrim(epsilon=0.2, iterations=100).prune(weight, statistics(x), None, generator()).weight, whole, atol=1e-3
+    )
