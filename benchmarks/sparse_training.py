@@ -28,11 +28,11 @@ from saelab.models.text import open_text
 from saelab.workflows.pretrain import PretrainJob, run_pretrain
 
 RESULTS = Path(__file__).parent / "results" / "sparse_training.jsonl"
-STEPS = 300
-EVERY = 15  # steps between mask changes: 1 in 20 of the training
+STEPS = 800
+EVERY = 40  # steps between mask changes: 1 in 20 of the training
 MODEL: dict[str, Any] = {
-    "vocab_size": 512, "n_layers": 2, "d_model": 64, "n_heads": 4, "context": 64, "steps": STEPS, "batch_rows": 8,
-    "micro_rows": 8, "lr": 2.5e-3, "warmup_steps": 40, "precision": "float32", "save_dtype": "float32",
+    "vocab_size": 512, "n_layers": 2, "d_model": 64, "n_heads": 4, "context": 64, "steps": STEPS, "batch_rows": 4,
+    "micro_rows": 4, "lr": 2.5e-3, "warmup_steps": 100, "precision": "float32", "save_dtype": "float32",
     "eval_every": STEPS, "checkpoint_every": STEPS,
 }  # fmt: skip
 GROW = {"name": "drop-and-grow", "every": EVERY}
@@ -97,12 +97,14 @@ def texts(folder: Path, train: int = 600_000, heldout: int = 60_000) -> dict[str
     found = {}
     for part, size in (("train", train), ("heldout", heldout)):
         path, written = folder / f"{part}.txt", 0
+        found[part] = str(path)
+        if path.exists():
+            continue
         with path.open("w", encoding="utf-8") as file:
             for document in open_text(f"stdlib:{part}"):
                 written += file.write(document + "\n")
                 if written >= size:
                     break
-        found[part] = str(path)
     return found
 
 
@@ -113,7 +115,7 @@ def trained(
     job = {**data, "seed": seed}
     if recipe is not None:
         job |= {"sparsity": {**recipe, "seed": seed}, "dense": str(dense)}
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = dense.parent / "tokenizer.json"
     if tokenizer.exists():
         for place in (folder, folder / "rounds" / "0") if recipe and "cycles" in recipe else (folder,):
@@ -154,17 +156,19 @@ def run(args: argparse.Namespace) -> None:
     done = {(r["target"], r["recipe"], r["seed"]) for r in read_rows(args.results)}
     set_progress(False)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = args.work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         data = MODEL | texts(folder)
         for seed in args.seeds:
             dense = folder / f"dense-{seed}"
             for number, (target, name, recipe) in enumerate(plan()):
-                wanted = not args.only or name in args.only
-                if ((target, name, seed) in done or not wanted) and not (name == "dense" and not dense.exists()):
+                wanted = (not args.only or name in args.only) and (not args.targets or target in args.targets)
+                missing = wanted and (target, name, seed) not in done
+                if not missing and name != "dense":
                     continue
                 place = dense if recipe is None else folder / f"{seed}-{number}"
                 row = trained(place, data, seed, recipe, dense)
-                if (target, name, seed) not in done:
+                if missing:
                     append_row(args.results, {"target": target, "recipe": name, "seed": seed, **row})
                 print(f"{target} {name} seed {seed}: loss {row['loss']:.4f}, {row['seconds']:.1f} s", flush=True)
 
@@ -232,6 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="names of recipes to run")
+    parser.add_argument("--targets", nargs="+", help="targets to run, such as 2:4")
+    parser.add_argument("--work", type=Path, help="folder that keeps the models; a run that was stopped goes on there")
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates to train the dense model at")
     add_table_options(parser, RESULTS)
     args = parser.parse_args()
