@@ -26,21 +26,18 @@ from saelab.core.progress import set_progress
 from saelab.sae import load_sae
 from saelab.training import FitConfig, fit
 
+PLAIN = {"k_warmup": 0.0, "lr_warmup": 0.05}
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("topk", {"lr": 8e-3}),
-    ("topk", {"lr": 1.2e-2}),
-    ("topk", {"lr": 1.6e-2}),
-    ("topk", {"lr": 1.6e-2, "beta2": 0.99}),
-    ("topk", {"lr": 1.6e-2, "lr_warmup": 0.2}),
-    ("topk", {"lr": 1.6e-2, "dead_after_tokens": 5000}),
-    ("topk", {"lr": 1.6e-2, "aux_k": 8}),
-    ("topk", {"lr": 1.6e-2, "aux_k": 8, "aux_coefficient": 0.25}),
-    ("topk", {"lr": 1.2e-2, "k_warmup": 0.1}),
-    ("topk", {"lr": 1.2e-2, "k_warmup": 0.3}),
-    ("topk", {"lr": 1.6e-2, "k_warmup": 0.1}),
-    ("mutual_choice", {"lr": 1.2e-2}),
-    ("mutual_choice", {"lr": 1.2e-2, "k_warmup": 0.1}),
-    ("mutual_choice", {"lr": 1.6e-2, "k_warmup": 0.1}),
+    *(
+        (name, {"lr": lr, "k_warmup": k_warmup, "lr_warmup": lr_warmup})
+        for name in ("topk", "mutual_choice")
+        for lr in (8e-3, 1.2e-2, 1.6e-2)
+        for k_warmup, lr_warmup in ((0.0, 0.05), (0.0, 0.1), (0.1, 0.05), (0.1, 0.1), (0.2, 0.1))
+    ),
+    ("topk", {"lr": 1.6e-2, **PLAIN, "beta2": 0.99}),
+    ("topk", {"lr": 1.6e-2, **PLAIN, "dead_after_tokens": 5000}),
+    ("topk", {"lr": 1.6e-2, **PLAIN, "aux_k": 8}),
+    ("topk", {"lr": 1.6e-2, **PLAIN, "aux_k": 8, "aux_coefficient": 0.25}),
 )
 """Architecture, and settings of the training that differ from ``quality.py``'s."""
 
