@@ -80,21 +80,29 @@ class Pairs:
 def collect_pairs(job: PairsJob, model: "SubjectModel", site: str, seed: int = 0) -> Pairs:
     """Run the model and return the pairs of ``job``. Raises :class:`TextError` when there are none."""
     parts = _from_file(job, model, site) if job.file is not None else _forks(job, model, site, seed)
-    found: list[list[Tensor]] = [[], [], []]
+    # Written into place: small tensors that are kept, one after each batch, split the heap that the next batch's large
+    # ones come from, and the process grows by gigabytes.
+    found: list[Tensor | None] = [None, None, None]
     have = 0
     with progress("pairs", job.max_pairs, "pairs") as bar:
         for part in parts:
-            for column, value in zip(found, part, strict=True):
-                if value is not None:
-                    column.append(value[: job.max_pairs - have].float().cpu())
-            have = sum(value.shape[0] for value in found[0])
+            n = min(part[0].shape[0], job.max_pairs - have)
+            for k, value in enumerate(part):
+                if value is None:
+                    continue
+                kept = found[k]
+                if kept is None:
+                    kept = found[k] = torch.empty(job.max_pairs, value.shape[1])
+                kept[have : have + n] = value[:n]
+            have += n
             bar.advance(part[0].shape[0])
             if have >= job.max_pairs:
                 break
-    if not have:
+    positive, negative, context = (None if kept is None else kept[:have] for kept in found)
+    if positive is None or negative is None or not have:
         raise TextError(f"{job.file or job.text} gives no pairs; give a longer text, or another --pairs.file")
-    positive, negative = torch.cat(found[0]), torch.cat(found[1])
-    context = torch.cat(found[2]) if found[2] and job.width(1) == 2 else None
+    if job.width(1) == 1:
+        context = None
     text = job.file if job.file is not None else job.text
     return Pairs(positive, negative, context, {"text": text, "kind": "file" if job.file else "forks", "n": have})
 
