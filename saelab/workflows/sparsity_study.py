@@ -2,10 +2,13 @@
 
 For each model, SAEs of the same configuration and seeds are trained on activations of the same text and evaluated on
 the same held-out text. Then the SAE of each seed on the dense model is compared, by its activations on the same tokens,
-with the SAE of that seed on the sparse model, and, as the control, with the SAE of the next seed on the dense model:
-two SAEs of one model differ too, and only what goes beyond that is the sparsity's doing.
+with the SAE of the *next* seed on the sparse model, and, as the control, with the SAE of the next seed on the dense
+model: two SAEs of one model differ too, and only what goes beyond that is the sparsity's doing. Beside it stands the
+comparison with the SAE of the *same* seed on the sparse model, which began with the same weights: it follows single
+features more closely, and has no control, since on the dense model it would be that of an SAE with itself.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +42,8 @@ SHOWN = {
     "dead_fraction": "dead features",
     "matched": "correlation of matched features",
     "lost": "features of the dense SAE lost",
+    "matched_same": "correlation of matched features, same start",
+    "lost_same": "features of the dense SAE lost, same start",
 }
 
 
@@ -77,9 +82,11 @@ class Study(Result):
     """Per model: name, sparsity, mean and sd of FVU, CE recovered and dead share, the model's own CE, tokens/s."""
     matches: tuple[dict[str, Any], ...]
     """Per comparison (each sparse model, and the control): mean correlation of matched features, share of the dense
-    SAE's live features that are lost, mean and sd over seeds."""
+    SAE's live features that are lost, mean and sd over seeds. ``matched`` and ``lost`` are of SAEs of different seeds;
+    ``matched_same`` and ``lost_same`` of the same seed, None for the control."""
     lost: dict[str, list[int]]
-    """Per sparse model: features of the dense SAE of the first seed that are lost there and not in the control."""
+    """Per sparse model: features of the dense SAE of the first seed that are lost in the sparse model's SAE of the
+    second seed and not in the dense model's."""
     seeds: tuple[int, ...]
     """Seeds of the SAEs."""
 
@@ -103,7 +110,7 @@ class Study(Result):
         import pandas as pd
 
         columns = {
-            row["model"]: [f"{row[name]:.4f} ± {row[f'{name}_sd']:.4f}" for name in SHOWN]
+            row["model"]: [_shown(row[name], row[f"{name}_sd"]) for name in SHOWN]
             for row in self.to_frame().to_dict("records")
         }
         return pd.DataFrame({"measure": list(SHOWN.values()), **columns})
@@ -144,12 +151,13 @@ def run_study(
         say(f"{name}: {path}")
         models.append(_model(job, name, path, folder, say))
     matches, lost = [], {}
-    pairs = zip(job.seeds, [*job.seeds[1:], job.seeds[0]], strict=True)
+    pairs = list(zip(job.seeds, [*job.seeds[1:], job.seeds[0]], strict=True))
     control = [_compare(job, folder, ("dense", s), ("dense", t)) for s, t in pairs]
-    matches.append(_match_row("dense", control))
+    matches.append({"model": "dense", **_match(control), **_match([], "_same")})
     for name in list(names)[1:]:
-        found = [_compare(job, folder, ("dense", s), (name, s)) for s in job.seeds]
-        matches.append(_match_row(name, found))
+        found = [_compare(job, folder, ("dense", s), (name, t)) for s, t in pairs]
+        same = [_compare(job, folder, ("dense", s), (name, s)) for s in job.seeds]
+        matches.append({"model": name, **_match(found), **_match(same, "_same")})
         lost[name] = np.flatnonzero(found[0][1] & ~control[0][1]).tolist()
     study = Study(tuple(models), tuple(matches), lost, tuple(job.seeds))
     write_json(folder / "study.json", study.to_dict())
@@ -214,16 +222,21 @@ def _compare(job: StudyJob, folder: Path, left: tuple[str, int], right: tuple[st
     return result.activations.summary()["mean_matched"], result.activations.best_b_value < LOST
 
 
-def _match_row(name: str, found: Sequence[tuple[float, np.ndarray]]) -> dict[str, Any]:
-    matched = [value for value, _ in found]
-    shares = [float(lost.mean()) for _, lost in found]
-    return {
-        "model": name,
-        "matched": statistics.mean(matched),
-        "matched_sd": statistics.stdev(matched),
-        "lost": statistics.mean(shares),
-        "lost_sd": statistics.stdev(shares),
-    }
+def _match(found: Sequence[tuple[float, np.ndarray]], suffix: str = "") -> dict[str, float | None]:
+    """Return mean and standard deviation of the matched correlation and of the share lost; None of no comparison."""
+    row: dict[str, float | None] = {}
+    for name, values in (
+        ("matched", [value for value, _ in found]),
+        ("lost", [float(lost.mean()) for _, lost in found]),
+    ):
+        row[f"{name}{suffix}"] = statistics.mean(values) if values else None
+        row[f"{name}{suffix}_sd"] = statistics.stdev(values) if values else None
+    return row
+
+
+def _shown(mean: float | None, spread: float | None) -> str:
+    """``mean ± standard deviation``; a dash where there is none (pandas makes NaN of None)."""
+    return "-" if mean is None or spread is None or math.isnan(mean) else f"{mean:.4f} ± {spread:.4f}"
 
 
 def _report(study: Study) -> str:
@@ -234,14 +247,16 @@ def _report(study: Study) -> str:
 
     lost = "".join(
         f"<h2>Lost in {escape(name)}</h2><p>{len(features):,} features of the dense SAE (seed {study.seeds[0]}) are "
-        f"lost there and not in the control: {', '.join(map(str, features[:200]))}"
+        f"lost in that model's SAE of seed {study.seeds[1]} and not in the dense model's: "
+        f"{', '.join(map(str, features[:200]))}"
         f"{' and so on' if len(features) > 200 else ''}</p>"
         for name, features in study.lost.items()
     )
     control = (
         f"<p>Mean and standard deviation over {len(study.seeds)} seeds. A feature of an SAE of the dense model is lost "
-        f"when no feature of the other SAE has a correlation of {LOST} with it. In these rows the column "
-        "<i>dense</i> is the control: SAEs of two seeds, both of the dense model.</p>"
+        f"when no feature of the other SAE has a correlation of {LOST} with it. The two SAEs of a comparison have "
+        "different seeds, and the column <i>dense</i> is the control: both of the dense model. <i>Same start</i>: SAEs "
+        "of the same seed, which began with the same weights; there is no control for that.</p>"
     )
     figure = study.plot().to_html(full_html=False, include_plotlyjs=False)
     return page("What sparsity does to features", f"{control}{table(study.summary())}{figure}{lost}")
