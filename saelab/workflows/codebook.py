@@ -94,7 +94,9 @@ def run_codebook(job: CodebookJob, out: str | Path, *, force: bool = False, resu
     else:
         metrics |= {"loss": _mean_loss(model.logits, _heldout(job, subject), job.training.rows)}
         metrics |= {} if before is None else {"loss_before": before}
-    about = {"metrics": metrics, "training": asdict(result), "provenance": provenance(job, subject)}
+    # a model made for a finite state machine comes from no other
+    origin = {"model": job.model if job.tokfsm is None else None}
+    about = {"metrics": metrics, "training": asdict(result), "provenance": {**provenance(job, subject), **origin}}
     save_codebook_model(model, folder, {**about, "text": source.describe()})
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return CodebookReport(folder, metrics)

@@ -87,6 +87,7 @@ def test_a_tiny_machine_is_learned_through_codes(tmp_path):
     manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
     assert manifest["kind"] == "codebook-model"
     assert manifest["metrics"] == report.metrics
+    assert manifest["provenance"]["model"] is None
 
 
 def test_fine_tuning_the_embedded_model(made, tmp_path, capsys):
