@@ -5,6 +5,7 @@ they should be, no better than chance from the common ones. The same with random
 """
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,7 @@ def _half(name: str, codes: list[Tensor], rng: np.random.Generator) -> Half:
 
 def _auc(plus: Tensor, minus: Tensor, flip: Bool[Tensor, " n"]) -> float:
     """Train on the first half of the pairs, judge on the second; ``flip`` exchanges the labels of some pairs."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
@@ -141,7 +143,9 @@ def _auc(plus: Tensor, minus: Tensor, flip: Bool[Tensor, " n"]) -> float:
     scale = x.std() or 1.0
     cut = len(x) // 2
     flat = [part.reshape(-1, x.shape[2]) / scale for part in (x[:cut], x[cut:])]
-    model = LogisticRegression(max_iter=200).fit(flat[0], labels[:cut].ravel())
+    with warnings.catch_warnings():  # a regression stopped after 1,000 iterations is judged as it is
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(max_iter=1000).fit(flat[0], labels[:cut].ravel())
     return float(roc_auc_score(labels[cut:].ravel(), model.decision_function(flat[1])))
 
 

@@ -23,7 +23,7 @@ def _train(job: "TrainJob", out: str, force: bool, resume: bool, as_json: bool) 
         return
     for result in results:
         console.out.print(console.key_value_table(str(result.path), result.metrics))
-    console.say(f"next: saelab eval {results[0].path}")
+    console.say(f"next: saelab {'eval' if job.pairs is None else 'contrast'} {results[0].path}")
 
 
 command = config_command(

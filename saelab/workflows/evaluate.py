@@ -111,6 +111,11 @@ def open_job(job: SaeCorpusJob) -> tuple[Any, Any, Any, str]:
             f"{job.sae} was trained on {recorded['model']} with fingerprint {recorded['model_fingerprint']}, but "
             f"{model_name} has {model.fingerprint}; give that --model, or --other_model true if you mean it"
         )
+    if recorded.get("pairs", {}).get("with_context"):
+        raise ConfigError(
+            f"{job.sae} reads activations of pairs, each behind its context, not those of a text; saelab contrast "
+            "measures it (an SAE trained with --pairs.with_context false can be read on texts too)"
+        )
     if model.width(str(site)) != sae.d_in:
         raise ConfigError(
             f"{job.sae} takes activations of width {sae.d_in}, but {model_name} has width {model.width(str(site))} "

@@ -110,20 +110,20 @@ def test_fine_tuning_the_embedded_model(made, tmp_path, capsys):
 @pytest.mark.timeout(1800)
 def test_codes_of_the_embedded_model_can_be_set(tmp_path):
     """Setting the code that stands for a next token makes it likelier, and more so than random codes of its head."""
-    small = ["--layers", "[2, 3]", "--codebook.codes", 256, "--training.steps", 200, "--training.rows", 4]
-    text = ["--tokens.context", 128, "--max_rows", 2000, "--eval_rows", 16]
+    small = ["--layers", "[3]", "--codebook.codes", 256, "--training.steps", 120, "--training.rows", 8]
+    text = ["--tokens.context", 64, "--max_rows", 2000, "--eval_rows", 8]
     assert saelab("codebook", "configs/codebook.yaml", *small, *text, "--out", tmp_path / "m") == 0
-    model, job = load_codebook_model(tmp_path / "m"), CodebookJob(tokens={"context": 128})
+    model, job = load_codebook_model(tmp_path / "m"), CodebookJob(tokens={"context": 64})
     found_on, set_in = (
-        next(iter(job.model_copy(update={"text": name}).rows(model.subject).batches(64)))
-        for name in ("stdlib:train", "stdlib:heldout")
+        next(iter(job.model_copy(update={"text": name}).rows(model.subject).batches(n)))
+        for name, n in (("stdlib:train", 256), ("stdlib:heldout", 24))
     )
     rows = set_in.tokens[set_in.keep[:, 1:48].all(1), :48]
-    found = code_effects(model, (found_on.tokens, found_on.keep), rows, n_tokens=20, n_random=3)
+    found = code_effects(model, (found_on.tokens, found_on.keep), rows, n_tokens=12, n_random=3)
     frame = found.to_frame()
-    assert len(frame) >= 15
+    assert len(frame) >= 8
     assert frame["gain"].mean() > frame["control_gain"].mean() + 0.1
-    assert (frame["gain"] > frame["control_gain"]).mean() > 0.7
+    assert (frame["gain"] > frame["control_gain"]).mean() > 0.6
     # what setting a code at a position does is done from there on and nowhere before
     e, at = found.effects[0], 20
     edit = {e.site: [CodeEdit([e.code], "replace", group=e.group, positions=[at])]}

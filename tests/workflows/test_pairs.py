@@ -62,7 +62,7 @@ def test_files_of_pairs(made, model, tmp_path):
         collect_pairs(job(made, file=str(tmp_path / "none.jsonl")), model, SITE)
 
 
-def test_contrastive_sae_from_the_command_line(made, tmp_path):
+def test_contrastive_sae_from_the_command_line(made, tmp_path, capsys):
     small = ["--pairs.text", made / "code.txt", "--pairs.max_pairs", 400, "--pairs.tokens.context", 32, "--site", SITE]
     small += ["--sae.d_sae", 256, "--training.tokens", 6000, "--training.batch_size", 200]
     assert saelab("train", "configs/contrastive.yaml", *small, "--out", tmp_path / "c") == 0
@@ -76,6 +76,9 @@ def test_contrastive_sae_from_the_command_line(made, tmp_path):
         "with_context": True,
     }
     assert {"contrast", "l1", "mse"} <= meta["metrics"].keys()
+    assert f"next: saelab contrast {tmp_path / 'c' / 'sae'}" in capsys.readouterr().err.replace("\n", "")
+    assert saelab("eval", tmp_path / "c" / "sae") == 1
+    assert "saelab contrast measures it" in capsys.readouterr().err
 
 
 def test_contrast_from_the_command_line(made, tmp_path, capsys):
