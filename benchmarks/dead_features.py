@@ -1,4 +1,4 @@
-"""What leaves features dead in a short training: learning rate, AuxK, Adam, warm-ups, one at a time.
+"""What leaves features dead in a short training: rates and warm-ups crossed; AuxK and Adam by themselves.
 
     python benchmarks/dead_features.py --work DIR [--k 64]          (DIR as of quality.py)
 

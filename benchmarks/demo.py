@@ -1,4 +1,4 @@
-"""The demo over several seeds: the table of docs/results.md, and the picture of the terminal in the README.
+"""The demo over several seeds: the table and the picture of the terminal in the README.
 
     python benchmarks/demo.py --seeds 0 1 2 --json demo.json --picture docs/images/demo.svg
 

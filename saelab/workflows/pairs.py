@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from saelab.models.subject import SubjectModel
 
 
+FIRST_PAIRS = 32_768
+"""Pairs that room is made for at first."""
+
+
 class PairColumns(Config):
     """Columns of a file of paired texts."""
 
@@ -92,8 +96,11 @@ def collect_pairs(job: PairsJob, model: "SubjectModel", site: str, seed: int = 0
                     continue
                 kept = found[k]
                 if kept is None:
-                    kept = found[k] = torch.empty(job.max_pairs, value.shape[1])
+                    kept = torch.empty(min(job.max_pairs, FIRST_PAIRS), value.shape[1])
+                while len(kept) < have + n:  # doubled, since a file may hold far fewer than max_pairs
+                    kept = torch.cat([kept, torch.empty_like(kept)])
                 kept[have : have + n] = value[:n]
+                found[k] = kept
             have += n
             bar.advance(part[0].shape[0])
             if have >= job.max_pairs:
