@@ -8,6 +8,7 @@ import torch
 from saelab.core.errors import MissingFileError, TextError
 from saelab.models.subject import load_model
 from saelab.sae.folder import load_meta, load_sae
+from saelab.workflows import pairs as pairs_module
 from saelab.workflows.pairs import PairsJob, collect_pairs
 from tests.made import SITE, saelab
 
@@ -92,3 +93,15 @@ def test_contrast_from_the_command_line(made, tmp_path, capsys):
     assert report["n_pairs"] == 100
     assert saelab("contrast", made / "train" / "sae") == 1
     assert "is no contrastive SAE" in capsys.readouterr().err
+
+
+def test_room_for_pairs_grows_and_keeps_their_order(monkeypatch):
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(pairs_module, "FIRST_PAIRS", 3)
+    parts = [(x[i : i + 5], x[i : i + 5] + 1, -x[i : i + 5]) for i in range(0, 20, 5)]
+    monkeypatch.setattr(pairs_module, "_forks", lambda *_: iter(parts))
+    for most, n in ((17, 17), (10**9, 20)):
+        found = collect_pairs(PairsJob(max_pairs=most), None, SITE)
+        assert torch.equal(found.positive, x[:n])
+        assert torch.equal(found.negative, x[:n] + 1)
+        assert torch.equal(found.context, -x[:n])
