@@ -186,7 +186,9 @@ def pareto(frame: "pd.DataFrame", y: str, y_title: str, *, low_is_good: bool = T
     l0 = frame["l0"].to_numpy(np.float64)
     wide = len(l0) > 0 and l0.min() > 0 and l0.max() / l0.min() > 10
     xaxis = {"title": "L0: active features per token", **(log_axis(l0) if wide else {})}
-    return figure(*traces, height=360, xaxis=xaxis, yaxis={"title": y_title}), frame
+    # around a single point Plotly would draw an axis down to -0.5
+    yaxis = {"title": y_title, "rangemode": "nonnegative" if (frame[y] >= 0).all() else "normal"}
+    return figure(*traces, height=360, xaxis=xaxis, yaxis=yaxis), frame
 
 
 def losses(evaluation: "Evaluation") -> "tuple[Figure, pd.DataFrame]":
