@@ -131,13 +131,44 @@ def read_manifest(folder: str | Path, kind: str | None = None) -> dict[str, Any]
         raise MissingFileError(f"{folder} does not exist{f'; expected a folder of kind {kind}' if kind else ''}")
     if not (folder / MANIFEST).is_file():
         wanted = f"a saelab {kind} folder" if kind else "a saelab folder"
-        raise FormatError(f"{folder} is not {wanted}: it has no {MANIFEST} (an interrupted command? run it again)")
+        raise FormatError(
+            f"{folder} is not {wanted}: it has no {MANIFEST} (an interrupted command? run it again, with --resume if "
+            "it has that)"
+        )
     data = read_json(folder / MANIFEST)
     if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
         raise CorruptError(f"{folder / MANIFEST} does not say what kind of folder this is; make the folder again")
     if kind is not None and data["kind"] != kind:
         raise FormatError(f"{folder} is a saelab {data['kind']} folder, expected {kind}")
     return cast(dict[str, Any], data)
+
+
+def check_output(folder: str | Path, *, force: bool = False) -> None:
+    """Refuse an output folder that :func:`prepare_output` would refuse, and change nothing.
+
+    For commands that write at the end only: a mistake in their inputs then costs no old result and leaves no folder.
+    Raises :class:`OutputExistsError`, :class:`OutputError`.
+    """
+    folder = Path(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputExistsError(f"{folder} is a file, expected a folder; choose another --out")
+        if folder.is_dir() and any(folder.iterdir()):
+            if not force:
+                raise OutputExistsError(f"{folder} already exists and is not empty; add --force to replace it")
+            if not any((folder / name).exists() for name in (MANIFEST, "progress.json", "config.yaml")):
+                raise OutputExistsError(
+                    f"{folder} was not made by saelab; --force will not delete it, remove it yourself"
+                )
+        above = folder.absolute()
+        while not above.exists():
+            above = above.parent
+        if not above.is_dir():
+            raise OutputExistsError(f"{above} is a file, expected a folder; choose another --out")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 def prepare_output(folder: str | Path, *, force: bool = False, resume: bool = False) -> Path:
@@ -147,16 +178,11 @@ def prepare_output(folder: str | Path, *, force: bool = False, resume: bool = Fa
     (it is kept). Raises :class:`OutputExistsError`, :class:`OutputError`.
     """
     folder = Path(folder)
+    keep = resume and folder.is_dir()
+    if not keep:
+        check_output(folder, force=force)
     try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputExistsError(f"{folder} is a file, expected a folder; choose another --out")
-        if folder.is_dir() and any(folder.iterdir()) and not resume:
-            if not force:
-                raise OutputExistsError(f"{folder} already exists and is not empty; add --force to replace it")
-            if not any((folder / name).exists() for name in (MANIFEST, "progress.json", "config.yaml")):
-                raise OutputExistsError(
-                    f"{folder} was not made by saelab; --force will not delete it, remove it yourself"
-                )
+        if not keep and folder.is_dir() and any(folder.iterdir()):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"

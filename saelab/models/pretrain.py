@@ -16,6 +16,7 @@ from jaxtyping import Int
 from saelab.core.artifacts import (
     MANIFEST,
     atomic_writer,
+    check_output,
     file_checksum,
     prepare_output,
     read_json,
@@ -78,6 +79,10 @@ def pretrain(
         TextError: a source is empty, or shorter than one batch.
 
     """
+    if not resume:
+        check_output(out, force=force)
+    for source in (config.train, config.heldout):
+        open_text(source, config.column)  # a missing text shows before an old result is deleted
     out = prepare_output(out, force=force, resume=resume)
     record_config(config, out)
     if (out / MANIFEST).exists():

@@ -192,10 +192,10 @@ def run_find(job: FindJob, out: str | Path | None = None, *, force: bool = False
     from saelab.analysis.circuits.eap import eap
     from saelab.analysis.circuits.exact import patch_edges
     from saelab.analysis.circuits.run import EdgeRunner
-    from saelab.core.artifacts import prepare_output
+    from saelab.core.artifacts import check_output
 
     if out is not None:
-        prepare_output(out, force=force)
+        check_output(out, force=force)
     parts, train, heldout, setting = open_task(job)
     runner, judge = EdgeRunner(parts, train, setting), EdgeRunner(parts, heldout, setting)
     if job.method == "patching":
@@ -206,7 +206,7 @@ def run_find(job: FindJob, out: str | Path | None = None, *, force: bool = False
         scores = eap(runner, 1 if job.method == "eap" else job.steps)
     circuit = smallest_circuit(runner, judge, scores, target=job.target, n_random=job.n_random, seed=job.seed)
     if out is not None:
-        save_circuit(circuit, out, force=True)
+        save_circuit(circuit, out, force=force)
     return circuit
 
 

@@ -127,10 +127,10 @@ def run_features(job: FeaturesJob, out: str | Path | None = None, *, force: bool
     from saelab.analysis.circuits.features.effects import FeatureRunner
     from saelab.analysis.circuits.nodes import SiteDictionary, in_order
     from saelab.analysis.circuits.tasks import load_task, task_batch
-    from saelab.core.artifacts import prepare_output
+    from saelab.core.artifacts import check_output
 
     if out is not None:
-        prepare_output(out, force=force)
+        check_output(out, force=force)
     model, loaded = open_saes(job.saes, job.model, job.device)
     dictionaries = in_order(
         model, [SiteDictionary(p["site"], sae.requires_grad_(False), model.width(p["site"])) for sae, p in loaded]
@@ -155,11 +155,13 @@ def run_features(job: FeaturesJob, out: str | Path | None = None, *, force: bool
         seed=job.seed,
     )
     if out is not None:
-        save_feature_circuit(circuit, out, top_tokens(job.features))
+        save_feature_circuit(circuit, out, top_tokens(job.features), force=force)
     return circuit
 
 
-def save_feature_circuit(circuit: Any, folder: str | Path, tokens: Mapping[str, list[str]]) -> Path:
+def save_feature_circuit(
+    circuit: Any, folder: str | Path, tokens: Mapping[str, list[str]], *, force: bool = False
+) -> Path:
     """Write ``circuit.json``, ``report.html`` and a manifest of kind ``circuit`` (content ``features``)."""
     from saelab.analysis.circuits.features.figure import feature_figure, feature_report
     from saelab.analysis.circuits.figure import write_pages
@@ -169,7 +171,7 @@ def save_feature_circuit(circuit: Any, folder: str | Path, tokens: Mapping[str, 
         names = tokens.get(site, [])
         return names[index] if index < len(names) else ""
 
-    folder = prepare_output(folder, force=True)
+    folder = prepare_output(folder, force=force)
     data = circuit.to_dict()
     if tokens:
         data["nodes"] = [
@@ -291,11 +293,11 @@ def run_graph(job: GraphJob, out: str | Path | None = None, *, force: bool = Fal
     from saelab.analysis.circuits.attribution.export import save_graph
     from saelab.analysis.circuits.attribution.graph import attribution_graph
     from saelab.analysis.prompt import tokenise
-    from saelab.core.artifacts import prepare_output
+    from saelab.core.artifacts import check_output
     from saelab.models.components import Components
 
     if out is not None:
-        prepare_output(out, force=force)
+        check_output(out, force=force)
     model, loaded = open_saes(job.transcoders, job.model, job.device)
     sites: dict[int, Any] = {}
     for path, (transcoder, provenance) in zip(job.transcoders, loaded, strict=True):
@@ -318,5 +320,5 @@ def run_graph(job: GraphJob, out: str | Path | None = None, *, force: bool = Fal
     if out is not None:
         tokens = {mlp_layer({"site": site}): texts for site, texts in top_tokens(job.features).items()}
         describe = (lambda layer, i: tokens[layer][i] if layer in tokens else "") if tokens else None
-        save_graph(graph, out, job.prompt, describe, force=True)
+        save_graph(graph, out, job.prompt, describe, force=force)
     return graph

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
-from saelab.core.artifacts import MANIFEST, atomic_writer, prepare_output
+from saelab.core.artifacts import MANIFEST, atomic_writer, check_output, prepare_output
 from saelab.core.config import Config, dump_yaml
 from saelab.core.errors import ConfigError, ResumeError, TextError
 from saelab.models.pretrain_config import PretrainConfig
@@ -79,12 +79,15 @@ def run_codebook(job: CodebookJob, out: str | Path, *, force: bool = False, resu
     from saelab.training.checkpoint import CHECKPOINT
     from saelab.training.codebook_model import add_codebooks, save_codebook_model
 
+    if not resume:
+        check_output(out, force=force)
+    text = _text(job) if job.tokfsm is None else None  # what is wrong with it shows before an old result is deleted
     folder = prepare_output(out, force=force, resume=resume)
     if (folder / MANIFEST).exists():
         raise ResumeError(f"the training in {folder} is finished; there is nothing to resume")
     with atomic_writer(folder / "config.yaml") as file:
         file.write(dump_yaml(job).encode())
-    subject, source = _tokfsm(job, folder) if job.tokfsm is not None else _text(job)
+    subject, source = text or _tokfsm(job, folder)
     before = None if job.tokfsm is not None else _mean_loss(subject.logits, _heldout(job, subject), job.training.rows)
     model = add_codebooks(subject, _sites(job, subject), job.codebook, job.training.seed)
     result = fit_codebooks(model, source, job.training, folder, resume=resume)

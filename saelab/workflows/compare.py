@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from saelab.core.artifacts import prepare_output, read_manifest
+from saelab.core.artifacts import check_output, read_manifest
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError, StoreError
 from saelab.core.named import Ref
@@ -59,7 +59,7 @@ def run_compare(job: CompareJob, out: str | Path | None = None, *, force: bool =
     from saelab.analysis.compare import compare, save_comparison
 
     if out is not None:
-        prepare_output(out, force=force)
+        check_output(out, force=force)
     kinds = [read_manifest(path)["kind"] for path in (job.a, job.b)]
     if kinds == ["feature-store", "feature-store"]:
         sides, text = _from_features(job)
@@ -73,7 +73,7 @@ def run_compare(job: CompareJob, out: str | Path | None = None, *, force: bool =
     keys = ("seed", "targets", "threshold", "edge", "exact_up_to", "candidates")
     result = compare(*sides, text=text, **{key: getattr(job, key) for key in keys})
     if out is not None:
-        save_comparison(result, out)
+        save_comparison(result, out, force=force)
     return result
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from saelab.core.artifacts import prepare_output, write_json, write_manifest
+from saelab.core.artifacts import check_output, prepare_output, write_json, write_manifest
 from saelab.workflows.corpus import CorpusJob
 
 if TYPE_CHECKING:
@@ -41,11 +41,13 @@ def run_core_neurons(job: CoreNeuronsJob, out: str | Path | None = None, *, forc
     """Measure ``job``; with ``out``, also write ``core_neurons.json`` there."""
     from saelab.analysis.core_neurons import core_study
 
-    folder = None if out is None else prepare_output(out, force=force)
+    if out is not None:
+        check_output(out, force=force)
     model = job.load()
     keys = ("alphas", "betas", "prefix", "first_layer", "max_tokens", "rows_per_batch", "rounds", "seed")
     result = core_study(model, job.rows(model), **{key: getattr(job, key) for key in keys})
-    if folder is not None:
+    if out is not None:
+        folder = prepare_output(out, force=force)
         write_json(folder / "core_neurons.json", result.to_dict())
         about = {"model": result.model, "source": result.source, "predictions": result.predictions}
         write_manifest(folder, KIND, {**about, "loss_whole": result.loss_whole, "prefix": result.prefix})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from saelab.core.artifacts import prepare_output
+from saelab.core.artifacts import check_output
 from saelab.core.config import Config
 from saelab.core.errors import ConfigError
 from saelab.core.named import Ref
@@ -58,7 +58,7 @@ def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool
     from saelab.training.config import TrainingConfig
 
     if out is not None:
-        prepare_output(out, force=force)
+        check_output(out, force=force)
     model, sae, rows, site = open_job(job)
     meta = load_meta(job.sae)
     evaluation = evaluate(
@@ -72,7 +72,7 @@ def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool
         trained_batch=meta.get("training", {}).get("batch_size") or TrainingConfig().batch_size,
     )
     if out is not None:
-        save_evaluation(evaluation, out)
+        save_evaluation(evaluation, out, force=force)
     return evaluation
 
 

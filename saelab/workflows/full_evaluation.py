@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saelab.core.artifacts import prepare_output
+from saelab.core.artifacts import check_output
 from saelab.core.errors import ConfigError
 from saelab.workflows.evaluate import EvaluateJob, open_job
 
@@ -29,7 +29,7 @@ def run_full_evaluation(
     from saelab.sae.folder import load_meta
 
     if out is not None:
-        prepare_output(out, force=force)
+        check_output(out, force=force)
     model, sae, rows, site = open_job(job)
     if sae.config.d_out != sae.config.d_in or load_meta(job.sae).get("provenance", {}).get("target_site"):
         raise ConfigError(
@@ -56,5 +56,5 @@ def run_full_evaluation(
         about={"id": Path(job.sae).name, "release": str(Path(job.sae).parent), "text": rows.source.name},
     )
     if out is not None:
-        save_full_evaluation(result, out)
+        save_full_evaluation(result, out, force=force)
     return result

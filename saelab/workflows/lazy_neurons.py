@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from saelab.core.artifacts import atomic_writer, prepare_output, write_json, write_manifest
+from saelab.core.artifacts import atomic_writer, check_output, prepare_output, write_json, write_manifest
 from saelab.core.errors import ConfigError
 from saelab.core.named import Ref
 from saelab.workflows.corpus import CorpusJob
@@ -45,7 +45,7 @@ def run_lazy_neurons(job: LazyNeuronsJob, out: str | Path | None = None, *, forc
 
     sae, site = (None, None) if job.sae is None else _open_sae(job)
     if out is not None:
-        prepare_output(out, force=force)
+        check_output(out, force=force)
     model = job.load()
     if sae is not None and job.sae is not None:
         _require_same_model(job.sae, model)
@@ -71,7 +71,7 @@ def run_lazy_neurons(job: LazyNeuronsJob, out: str | Path | None = None, *, forc
         )
         result = dataclasses.replace(result, comparison=comparison, code=code)
     if out is not None:
-        _save(result, Path(out))
+        _save(result, prepare_output(out, force=force))
     return result
 
 

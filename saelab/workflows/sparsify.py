@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from saelab.core.artifacts import prepare_output
+from saelab.core.artifacts import check_output, prepare_output
 from saelab.core.named import Ref
 from saelab.core.result import Result
 from saelab.models.tokens import TokensConfig
@@ -110,12 +110,13 @@ def run_sparsify(job: SparsifyJob, out: str | Path, *, force: bool = False) -> S
     """
     from saelab.sparsity.folder import write_model
 
+    check_output(out, force=force)
     dense, model = job.load(), job.load()
-    folder = prepare_output(out, force=force)
     rows = job.read(model, job.calibration, job.recipe.calibration_tokens)
     done = sparsify(model, rows, job.recipe, seed=job.seed)
     held_out = job.read(model, job.text, job.eval_tokens)
     cost = measure(dense, model, held_out.batches(ROWS_PER_BATCH))
+    folder = prepare_output(out, force=force)
     report = SparsityReport(
         model=job.model,
         recipe=job.recipe.model_dump(mode="json"),

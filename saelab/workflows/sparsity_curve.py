@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from saelab.core.artifacts import prepare_output, write_json, write_manifest
+from saelab.core.artifacts import check_output, prepare_output, write_json, write_manifest
 from saelab.core.errors import ConfigError
 from saelab.core.progress import progress
 from saelab.core.result import Result
@@ -91,7 +91,8 @@ class Curve(Result):
 
 def run_curve(job: CurveJob, out: str | Path | None = None, *, force: bool = False) -> Curve:
     """Prune and measure at each sparsity; with ``out``, write ``curve.json`` and ``curve.html`` there."""
-    folder = prepare_output(out, force=force) if out is not None else None
+    if out is not None:
+        check_output(out, force=force)
     if len(set(job.sparsities)) < 4:
         raise ConfigError(f"a curve needs at least 4 different sparsities, got {len(set(job.sparsities))}")
     base = job.recipe.model_dump()
@@ -126,7 +127,8 @@ def run_curve(job: CurveJob, out: str | Path | None = None, *, force: bool = Fal
             bar.advance(1)
     essential = {name: _essential([p for p in points if p["pattern"] == name]) for name, _ in tries}
     curve = Curve(job.model, job.recipe.method.name, tuple(points), essential)
-    if folder is not None:
+    if out is not None:
+        folder = prepare_output(out, force=force)
         write_json(folder / "curve.json", curve.to_dict())
         (folder / "curve.html").write_text(curve.plot().to_html(include_plotlyjs=True), encoding="utf-8")
         write_manifest(folder, "sparsity-curve", {"model": job.model, "method": curve.method, "essential": essential})

@@ -144,8 +144,8 @@ def run_study(
     """
     if len(set(job.seeds)) < 2:
         raise ConfigError(f"the study needs at least 2 seeds, got {job.seeds}: its control compares SAEs of two seeds")
-    folder = prepare_output(out, force=force)
     names = _names(job)
+    folder = prepare_output(out, force=force)
     models = []
     for name, path in names.items():
         say(f"{name}: {path}")

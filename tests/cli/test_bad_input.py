@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from saelab.core.artifacts import write_manifest
 from tests.made import SITE, saelab
 
 
@@ -216,6 +217,27 @@ def test_output(refused, made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     refused("harvest", "embedded", *text, "--out", tmp_path / "full", says=["no space left on the disk"])
+
+
+@pytest.mark.parametrize("command", ["eval", "full", "compare", "find", "sparsify", "lazy", "pretrain"])
+def test_a_mistake_with_force_costs_no_old_result(refused, made, tmp_path, command):
+    sae, gone = made / "train" / "sae", tmp_path / "gone"
+    line = {
+        "eval": ("eval", sae, "--text", gone),
+        "full": ("eval", sae, "--full", "--text", gone),
+        "compare": ("compare", sae, gone),
+        "find": ("circuits", "find", "--task", gone),
+        "sparsify": ("sparsify", "embedded", "--calibration", gone),
+        "lazy": ("lazy-neurons", "embedded", "--text", gone),
+        "pretrain": ("pretrain", "configs/pretrain-pylm.yaml", "--train", gone),
+    }[command]
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    write_manifest(old, "evaluation", {})
+    for out in (old, new):
+        refused(*line, "--out", out, "--force", says=["gone"])
+    assert (old / "manifest.json").is_file()
+    assert not new.exists()
 
 
 def test_debug_shows_the_traceback(made):

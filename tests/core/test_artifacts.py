@@ -132,6 +132,24 @@ def test_prepare_output(tmp_path):
         artifacts.prepare_output(tmp_path / "file")
 
 
+def test_check_output_refuses_the_same_and_changes_nothing(tmp_path):
+    artifacts.check_output(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    folder = artifacts.prepare_output(tmp_path / "a" / "b")
+    artifacts.check_output(folder)
+    (folder / "precious.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="add --force"):
+        artifacts.check_output(folder)
+    with pytest.raises(OutputExistsError, match="was not made by saelab"):
+        artifacts.check_output(folder, force=True)
+    artifacts.write_manifest(folder, "sae", {})
+    artifacts.check_output(folder, force=True)
+    assert (folder / "precious.txt").exists()
+    for path in (folder / "precious.txt", folder / "precious.txt" / "below"):
+        with pytest.raises(OutputExistsError, match="is a file"):
+            artifacts.check_output(path)
+
+
 def test_unwritable_folder_is_one_line(tmp_path, monkeypatch):
     def denied(self, *args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
