@@ -65,7 +65,7 @@ class Lane:
             while pairs := sweep_next(variant, name, read_rows(self.results)):
                 self.train(variant, "lr", SWEEP_SEED, pairs)
             done = read_rows(self.results)
-            rates = {point: best_rate(variant, name, done, self.variants, point) for point in variant.points}
+            rates = {point: best_rate(variant, name, done, self.variants, point) for point in variant.points_on(name)}
             self.train(variant, "main", seed, list(rates.items()))
 
     def train(self, variant: Variant, stage: str, seed: int, pairs: Sequence[tuple[float, float]]) -> None:

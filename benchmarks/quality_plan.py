@@ -20,8 +20,6 @@ MOST_SWEPT = 5
 """Learning rates tried at most."""
 MAIN_SUBJECT = "embedded"
 """Where every variant is trained; on the other subjects those that are marked ``everywhere``."""
-SWEEP_ELSEWHERE = 16
-"""The one k at which learning rates are compared on the other subjects."""
 
 Row = Mapping[str, Any]
 
@@ -37,7 +35,11 @@ class Variant:
     points: tuple[float, ...] = POINTS
     """Values of the knob."""
     sweep: tuple[float, ...] = POINTS
-    """Values at which learning rates are compared on the main subject; another value takes the nearest one's rate."""
+    """Values at which learning rates are compared; another value takes the nearest one's rate."""
+    points_elsewhere: tuple[float, ...] | None = None
+    """Values of the knob on the other subjects, if not the same: a coefficient is in units of the activations."""
+    sweep_elsewhere: tuple[float, ...] | None = None
+    """Values swept there."""
     lrs: tuple[float, ...] = (8e-3, 1.2e-2, 1.6e-2)
     """First learning rates tried; the sweep goes on by factors of 2 beyond the end that is best."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +61,11 @@ class Variant:
 
     def swept(self, subject: str) -> tuple[float, ...]:
         """Return the values of the knob at which learning rates are compared on a subject."""
-        return self.sweep if subject == MAIN_SUBJECT or self.knob != "k" else (SWEEP_ELSEWHERE,)
+        return self.sweep if subject == MAIN_SUBJECT else (self.sweep_elsewhere or self.sweep)
+
+    def points_on(self, subject: str) -> tuple[float, ...]:
+        """Return the values of the knob on a subject."""
+        return self.points if subject == MAIN_SUBJECT else (self.points_elsewhere or self.points)
 
     def own_settings(self) -> dict[str, Any]:
         """Return the settings without the architecture's name."""
@@ -93,10 +99,24 @@ SAELAB = (
         lr_of="feature_choice",
         everywhere=False,
     ),
-    _saelab("relu", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), sweep=(2.0, 5.0), lrs=(2e-3, 4e-3)),
-    _saelab("gated", knob="sparsity", points=(1.5, 3.0, 5.0, 8.0), lr_of="relu"),
+    _saelab(
+        "relu",
+        knob="sparsity",
+        points=(0.75, 1.5, 3.0, 5.0, 8.0),
+        sweep=(2.0, 5.0),
+        points_elsewhere=(0.25, 0.5, 1.0, 2.0),
+        sweep_elsewhere=(0.5, 2.0),
+        lrs=(2e-3, 4e-3),
+    ),
+    _saelab(
+        "gated",
+        knob="sparsity",
+        points=(1.5, 3.0, 5.0, 8.0),
+        points_elsewhere=(0.5, 1.0, 2.0, 4.0),
+        lr_of="relu",
+    ),
     _saelab("jumprelu", knob="target_l0", sweep=(24, 44), lrs=(4e-3, 8e-3)),
-    _saelab("matryoshka", lr_of="mutual_choice"),
+    _saelab("matryoshka", lrs=(4e-3, 8e-3)),
 )
 PEERS = (
     Variant("saelens", "topk"),

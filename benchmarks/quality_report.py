@@ -110,7 +110,7 @@ def _sweep(rows: Sequence[Row], subject: str) -> str:
         mine = [row for row in rows if row["stage"] == "lr" and row["subject"] == subject]
         mine = [row for row in mine if (row["package"], row["name"]) == (variant.package, variant.name)]
         cells = []
-        for point in POINTS if variant.knob == "k" else variant.sweep:
+        for point in POINTS if variant.knob == "k" else variant.swept(subject):
             tried = {row["lr"]: row for row in mine if row["point"] == point}
             best = tried.get(best_rate(variant, subject, mine, [variant], point)) if tried else None
             cells.append(_swept(best, len(tried)))

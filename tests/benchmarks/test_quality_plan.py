@@ -6,7 +6,6 @@ from quality_plan import (
     MAIN_SUBJECT,
     PEERS,
     SAELAB,
-    SWEEP_ELSEWHERE,
     Variant,
     at_l0,
     best_rate,
@@ -30,7 +29,9 @@ def test_every_registered_architecture_is_measured_but_those_that_need_other_dat
     assert set(dict(ARCHITECTURES.items())) - measured <= {"transcoder", "contrastive"}
     assert {variant.architecture for variant in planned(SAELAB, "another")} == measured
     assert {variant.package for variant in planned(PEERS, "another")} == {"saelens", "sparsify"}
-    assert all(len(variant.points) >= 4 for variant in (*SAELAB, *PEERS))
+    assert all(
+        len(variant.points_on(subject)) >= 4 for subject in (MAIN_SUBJECT, "another") for variant in (*SAELAB, *PEERS)
+    )
 
 
 def test_value_between_two_points_is_linear_in_log_l0():
@@ -101,8 +102,12 @@ def test_a_value_that_was_not_swept_takes_the_nearest_ones_rate():
     assert [best_rate(variant, MAIN_SUBJECT, rows, (variant,), k) for k in (16, 32)] == [1e-3, 2e-3]
 
 
-def test_other_subjects_are_swept_at_one_k():
-    variant = Variant("saelab", "topk", lrs=(1e-3, 2e-3))
-    assert sweep_next(variant, "another", []) == [(SWEEP_ELSEWHERE, 1e-3), (SWEEP_ELSEWHERE, 2e-3)]
-    rows = [row(lr, fvu, 16.0, point=SWEEP_ELSEWHERE, subject="another") for lr, fvu in ((1e-3, 0.2), (2e-3, 0.1))]
+def test_other_subjects_may_have_other_values_of_the_knob():
+    variant = Variant("saelab", "topk", lrs=(1e-3, 2e-3), sweep=(8,))
+    assert sweep_next(variant, "another", []) == [(8, 1e-3), (8, 2e-3)]
+    assert variant.points_on("another") == variant.points
+    rows = [row(lr, fvu, 8.0, point=8, subject="another") for lr, fvu in ((1e-3, 0.2), (2e-3, 0.1))]
     assert best_rate(variant, "another", rows, (variant,), 64) == 2e-3
+    relu = Variant("saelab", "relu", knob="sparsity", points_elsewhere=(0.5, 1), sweep=(4,), sweep_elsewhere=(2,))
+    assert relu.points_on("another") == (0.5, 1) != relu.points_on(MAIN_SUBJECT)
+    assert (relu.swept("another"), relu.swept(MAIN_SUBJECT)) == ((2,), (4,))
