@@ -215,7 +215,7 @@ def plot(rows: Sequence[Row], path: Path, subject: str = "embedded") -> None:
     """Draw FVU and CE recovered against L0, means over seeds, as a small SVG."""
     shown = [v for v in variants() if "," not in v.name and runs_of(rows, subject, v)]
     panels = [("FVU (lower is better)", "fvu", True), ("CE recovered (higher is better)", "ce_recovered", False)]
-    width, height = 980, 440
+    width, height = 1000, 440
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         'font-size="12"><rect width="100%" height="100%" fill="#fff"/>'
