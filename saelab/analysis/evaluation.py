@@ -103,6 +103,8 @@ class Evaluation(Result):
     """Checksum of the SAE's weights, by which its evaluation is told from another's."""
     saelab_version: str = __version__
     """Version that took the numbers."""
+    training_text: bool = False
+    """Whether the text is the one the SAE was trained on, so that nothing here is held out."""
     target_site: str = ""
     """Site that is reconstructed and replaced where it is not ``site`` (transcoders); the FVU and the ablations are
     of this one."""
@@ -143,7 +145,8 @@ class Evaluation(Result):
         return (
             f"Evaluation({self.site}: FVU {self.fvu:.4f}, L0 {self.l0:.1f}, CE recovered {self.ce_recovered:.4f} "
             f"(clean {self.ce_clean:.3f}, SAE {self.ce_sae:.3f}, zero {self.ce_zero:.3f}, mean {self.ce_mean:.3f}), "
-            f"dead {self.dead_fraction:.1%}, {self.n_tokens} tokens of {self.source})"
+            f"dead {self.dead_fraction:.1%}, {self.n_tokens} tokens of {self.source}"
+            f"{', which it was trained on' if self.training_text else ''})"
         )
 
 

@@ -65,7 +65,12 @@ def frame_table(title: str, frame: "pd.DataFrame", limit: int = 60) -> Table:
 
 
 def format_value(value: Any) -> str:
-    """A number with four significant digits; everything else as it is."""
+    """A number with four significant digits, mappings and lists with commas; everything else as it is."""
+    if isinstance(value, Mapping):
+        named = ((key, format_value(inner), isinstance(inner, Mapping)) for key, inner in value.items())
+        return ", ".join(text if nested else f"{key} {text}" for key, text, nested in named)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(format_value, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int):
@@ -85,7 +90,7 @@ NOTES = {
     "CE zero": "replaced by zeros",
     "CE mean": "replaced by its mean",
     "KL": "clean model || spliced model, nats",
-    "dead": "features that never fired on the held-out tokens",
+    "dead": "features that never fired on these tokens",
     "dense": "features on more than 10 % of tokens",
 }
 
@@ -100,9 +105,10 @@ def _trained_rows(e: "Evaluation") -> dict[str, Any]:
     return rows
 
 
-def evaluation_table(evaluation: "Evaluation", title: str = "held-out evaluation") -> Table:
+def evaluation_table(evaluation: "Evaluation") -> Table:
     """The table of ``saelab eval`` and of the demo."""
     e = evaluation
+    title = "evaluation on the training text, NOT held out" if e.training_text else "held-out evaluation"
     values = {
         "FVU": e.fvu,
         "L0": e.l0,

@@ -1,6 +1,7 @@
 """Evaluate: an SAE folder and held-out text in, an evaluation out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,9 @@ def run_evaluate(job: EvaluateJob, out: str | Path | None = None, *, force: bool
         target_site=_target_site(job, meta, sae),
         trained_batch=meta.get("training", {}).get("batch_size") or TrainingConfig().batch_size,
     )
+    recorded = meta.get("provenance", {}).get("text_fingerprint")
+    if recorded is not None and recorded == evaluation.source_fingerprint:
+        evaluation = replace(evaluation, training_text=True)
     if out is not None:
         save_evaluation(evaluation, out, force=force)
     return evaluation
