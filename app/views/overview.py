@@ -95,10 +95,9 @@ else:
         value = getattr(evaluation, name)
         values[title] = (f"{value:.1%}" if name in ("dead_fraction", "dense_fraction") else f"{value:.4g}", meaning)
     shell.metrics(values)
+    kind = "training tokens, not held out," if evaluation.training_text else "held-out tokens"
     st.caption(
-        shell.plain(
-            f"Over {evaluation.n_tokens:,} held-out tokens of {evaluation.source}. Point at a name for its meaning."
-        )
+        shell.plain(f"Over {evaluation.n_tokens:,} {kind} of {evaluation.source}. Point at a name for its meaning.")
     )
 
 if store is not None:
