@@ -2,7 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,8 @@ def tables(rows: Sequence[Row]) -> str:
         if any(row["stage"] in ("lr", "main") and row["subject"] == subject for row in rows):
             parts += [_about(about, rows), _interpolated(rows, subject), _verdicts(rows, subject)]
             parts += [_sweep(rows, subject), _raw(rows, subject)]
+    if parts:
+        parts.insert(0, _counts(rows))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -180,29 +184,62 @@ def _difference(found: tuple[float, float], lower: bool) -> str:
     return f"{found[0]:+.4f}{error} {judge(found, lower_is_better=lower)}"
 
 
-def _verdicts(rows: Sequence[Row], subject: str) -> str:
-    """Differences that the claims are about, at every L0."""
-    mine = {v.label: runs_of(rows, subject, v) for v in variants()}
-    lines = []
+@dataclass(frozen=True)
+class Claim:
+    """Two variants and the metric they are compared in."""
 
-    def compare(name: str, ours: str, theirs: str, key: str, lower: bool = True) -> None:
-        if not mine.get(ours) or not mine.get(theirs):
-            return
-        cells = []
-        for l0 in POINTS:
-            found = paired(mine[ours], mine[theirs], l0, key)
-            cells.append(_difference(found, lower) if found else "-")
-        lines.append([name, *cells])
+    name: str
+    ours: str
+    theirs: str
+    key: str
+    lower: bool = True
+    group: str = ""
+    """Claims of one group are counted together."""
 
-    compare("Mutual-Choice vs TopK, FVU", "saelab mutual_choice", "saelab topk", "fvu")
+
+def claims() -> Iterator[Claim]:
+    """Yield what is compared: the papers' claims, then saelab with every peer."""
+    yield Claim("Mutual-Choice vs TopK, FVU", "saelab mutual_choice", "saelab topk", "fvu")
     for kind in ("feature_choice", "feature_choice, aux_zipf", "mutual_choice, aux_zipf"):
         for key in ("dead", "underused", "fvu"):
-            compare(f"{kind} vs mutual_choice, {key}", f"saelab {kind}", "saelab mutual_choice", key)
-    compare("g-SAE (by magnitude) vs TopK, CE recovered", "saelab gradient", "saelab topk", "ce_recovered", False)
+            yield Claim(f"{kind} vs mutual_choice, {key}", f"saelab {kind}", "saelab mutual_choice", key)
+    name = "g-SAE (by magnitude) vs TopK, CE recovered"
+    yield Claim(name, "saelab gradient", "saelab topk", "ce_recovered", lower=False)
     for ours, arch in (("saelab topk", "topk"), ("saelab mutual_choice", "batchtopk")):
         for peer in (v.label for v in PEERS if v.name == arch):
             for key, lower in (("fvu", True), ("ce_recovered", False), ("dead", True)):
-                compare(f"{ours} vs {peer}, {key}", ours, peer, key, lower)
+                group = f"saelab topk and mutual_choice vs peers, {key}"
+                yield Claim(f"{ours} vs {peer}, {key}", ours, peer, key, lower, group)
+
+
+def _found(rows: Sequence[Row], subject: str) -> Iterator[tuple[Claim, list[tuple[float, float] | None]]]:
+    """Yield the claims that were measured on a subject, with the difference at every L0."""
+    mine = {v.label: runs_of(rows, subject, v) for v in variants()}
+    for claim in claims():
+        if mine.get(claim.ours) and mine.get(claim.theirs):
+            yield claim, [paired(mine[claim.ours], mine[claim.theirs], l0, claim.key) for l0 in POINTS]
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    """How often each claim was judged better, level and worse, over all subjects and L0."""
+    counted: dict[str, Counter[str]] = {}
+    for subject in dict.fromkeys(row["subject"] for row in rows):
+        for claim, differences in _found(rows, subject):
+            counts = counted.setdefault(claim.group or claim.name, Counter())
+            counts.update(judge(found, lower_is_better=claim.lower) for found in differences)
+    if not counted:
+        return ""
+    words = ("better", "level", "worse")
+    lines = [[name, *(str(counts[word]) for word in words)] for name, counts in counted.items()]
+    return markdown(["comparisons over all models and L0", *words], lines)
+
+
+def _verdicts(rows: Sequence[Row], subject: str) -> str:
+    """Differences that the claims are about, at every L0."""
+    lines = [
+        [claim.name, *(_difference(found, claim.lower) if found else "-" for found in differences)]
+        for claim, differences in _found(rows, subject)
+    ]
     if not lines:
         return ""
     return markdown(["difference ± standard error", *(f"L0 {l0}" for l0 in POINTS)], lines)

@@ -151,8 +151,9 @@ def check_output(folder: str | Path, *, force: bool = False) -> None:
     """
     folder = Path(folder)
     try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputExistsError(f"{folder} is a file, expected a folder; choose another --out")
+        existing = _nearest_existing(folder)
+        if not existing.is_dir():
+            raise OutputExistsError(f"{existing} is a file, expected a folder; choose another --out")
         if folder.is_dir() and any(folder.iterdir()):
             if not force:
                 raise OutputExistsError(f"{folder} already exists and is not empty; add --force to replace it")
@@ -160,12 +161,7 @@ def check_output(folder: str | Path, *, force: bool = False) -> None:
                 raise OutputExistsError(
                     f"{folder} was not made by saelab; --force will not delete it, remove it yourself"
                 )
-        above = folder.absolute()
-        while not above.exists():
-            above = above.parent
-        if not above.is_dir():
-            raise OutputExistsError(f"{above} is a file, expected a folder; choose another --out")
-        if not os.access(above, os.W_OK | os.X_OK):
+        if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise output_error(folder, error) from error
@@ -195,16 +191,19 @@ def prepare_output(folder: str | Path, *, force: bool = False, resume: bool = Fa
 
 def require_disk(folder: str | Path, needed: int, what: str) -> int:
     """Return the free bytes where ``folder`` will be; refuse when ``needed`` (plus 1 %) would not fit."""
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_nearest_existing(folder)).free
     if needed * 1.01 > free:
         raise OutputError(
             f"{what} needs {human_bytes(needed)} but only {human_bytes(free)} are free at {folder}; "
             "take fewer tokens or sites, a 16-bit dtype, or another --out"
         )
     return free
+
+
+def _nearest_existing(path: str | Path) -> Path:
+    """The path itself, or the first folder above it that exists."""
+    path = Path(path)
+    return path if path.exists() else next(above for above in path.absolute().parents if above.exists())
 
 
 def human_bytes(n: float) -> str:

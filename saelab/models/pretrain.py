@@ -81,8 +81,8 @@ def pretrain(
     """
     if not resume:
         check_output(out, force=force)
-    for source in (config.train, config.heldout):
-        open_text(source, config.column)  # a missing text shows before an old result is deleted
+        for source in (config.train, config.heldout):
+            open_text(source, config.column)  # a missing text shows before an old result is deleted
     out = prepare_output(out, force=force, resume=resume)
     record_config(config, out)
     if (out / MANIFEST).exists():

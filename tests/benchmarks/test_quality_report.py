@@ -27,10 +27,12 @@ def rows():
 
 def test_verdicts_follow_the_numbers(rows):
     text = quality_report.tables(rows)
-    claim = next(line for line in text.splitlines() if line.startswith("| Mutual-Choice vs TopK, FVU"))
+    counts, claim = (line for line in text.splitlines() if line.startswith("| Mutual-Choice vs TopK, FVU"))
+    assert counts.endswith("| 4 | 0 | 0 |")
     assert claim.count("better") == 4
     floor = next(line for line in text.splitlines() if line.startswith("| saelab topk vs saelens topk, fvu"))
     assert floor.count("level") == 4
+    assert "| saelab topk and mutual_choice vs peers, fvu | 0 | 4 | 0 |" in text
     assert "| saelab topk | 0.126 ± 0.001 |" in text
 
 
